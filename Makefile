@@ -1,0 +1,31 @@
+# Torch's threads spin beside other work; on a shared machine they are several times slower without these.
+export OMP_WAIT_POLICY = PASSIVE
+export GOMP_SPINCOUNT = 0
+PYTHON := .venv/bin/python
+
+.PHONY: setup demo test test-core lint bench browser
+
+setup:
+	@python3 scripts/get_host.py
+
+browser: setup
+	@$(PYTHON) scripts/get_browser.py
+
+demo: setup
+	$(PYTHON) -m scripts.demo
+
+test: lint browser
+	$(PYTHON) -m pytest -m "not gpu" tests/core
+	$(PYTHON) -m pytest -m "not gpu" tests/graph
+	$(PYTHON) -m pytest -m "not gpu" tests/browser
+
+test-core: setup
+	$(PYTHON) -m pytest -m "not gpu" tests/core
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PYTHON) scripts/walls.py
+
+bench: setup
+	$(PYTHON) -m benchmarks.vico_overhead

@@ -1,0 +1,16 @@
+"""The nodes, one file a subject. Each file ends in its list NODES."""
+
+from comfy_api.latest import ComfyExtension
+
+from . import vico
+
+SUBJECTS = [vico]
+
+
+class Pack(ComfyExtension):
+    async def get_node_list(self):
+        return [node for subject in SUBJECTS for node in subject.NODES]
+
+
+async def comfy_entrypoint() -> Pack:
+    return Pack()

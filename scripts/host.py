@@ -1,0 +1,103 @@
+"""The real ComfyUI inside this process: for tests, benchmarks, training scripts and headless runs.
+
+`enter()` must come before the first `import comfy`. `Host` then runs API-format prompts through the host's own validation
+and executor, without a server.
+"""
+
+import asyncio
+import sys
+import uuid
+from pathlib import Path
+
+from .get_host import HOST_HOME, ROOT, host_folder
+
+BASE = HOST_HOME / "base"  # models, custom_nodes, input, output and user of the developer's runs
+PACK_NAME = "vico-spin"
+
+
+def prepare_base(base: Path = BASE) -> Path:
+    """The host's base directory, with this checkout linked among its custom nodes."""
+    (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
+    (base / "models").mkdir(exist_ok=True)
+    link = base / "custom_nodes" / PACK_NAME
+    if not link.is_symlink():
+        link.symlink_to(ROOT, target_is_directory=True)
+    return base
+
+
+def enter(base: Path = BASE, device: str = "cpu") -> None:
+    """Puts the host's folder first on sys.path and sets the arguments that its modules read while they are imported."""
+    host = str(host_folder())
+    if host in sys.path:
+        return
+    sys.path.insert(0, host)
+    from comfy.cli_args import args
+
+    args.cpu = device == "cpu"
+    args.base_directory = str(prepare_base(base))
+    args.disable_api_nodes = True
+
+
+class Server:
+    """What the host's executor and nodes ask of their server when there is none: it collects the messages."""
+
+    def __init__(self):
+        from aiohttp import web
+        from app.node_replace_manager import NodeReplaceManager
+
+        self.client_id = "headless"
+        self.last_node_id = self.last_prompt_id = None
+        self.sockets_metadata = {}
+        self.routes = web.RouteTableDef()
+        self.node_replace_manager = NodeReplaceManager()
+        self.messages = []
+
+    def send_sync(self, event, data, client_id=None):
+        self.messages.append((event, data))
+
+    def send_progress_text(self, text, node_id, client_id=None):
+        self.messages.append(("progress_text", {"text": text, "node": node_id}))
+
+    def queue_updated(self):
+        pass
+
+
+class Host:
+    """One ComfyUI in this process, with its extra nodes and this pack loaded."""
+
+    def __init__(self, base: Path = BASE, device: str = "cpu"):
+        enter(base, device)
+        import execution
+        import nodes
+        import server
+
+        self.server = server.PromptServer.instance = Server()
+        asyncio.run(nodes.init_extra_nodes(init_custom_nodes=True, init_api_nodes=False))
+        self.node_classes = nodes.NODE_CLASS_MAPPINGS
+        no_limits = {"lru": 0, "ram": 0, "ram_inactive": 0}
+        self.executor = execution.PromptExecutor(self.server, cache_type=execution.CacheType.CLASSIC, cache_args=no_limits)
+
+    def run(self, prompt: dict) -> dict:
+        """Runs an API-format prompt; returns {node id: its ui output}. RuntimeError with the host's own message if it fails."""
+        return asyncio.run(self._run(prompt))
+
+    async def _run(self, prompt: dict) -> dict:
+        import execution
+
+        prompt_id = str(uuid.uuid4())
+        valid, error, outputs, node_errors = await execution.validate_prompt(prompt_id, prompt, None)
+        if not valid:
+            raise RuntimeError(describe_invalid(error, node_errors))
+        await self.executor.execute_async(prompt, prompt_id, {"client_id": self.server.client_id}, outputs)
+        if not self.executor.success:
+            event, data = next(m for m in reversed(self.executor.status_messages) if m[0].startswith("execution_"))
+            raise RuntimeError(f"{data.get('node_type')}: {data.get('exception_message', event)}")
+        return self.executor.history_result["outputs"]
+
+
+def describe_invalid(error: dict, node_errors: dict) -> str:
+    """The host's validation errors as one text: what, and at which node and input."""
+    lines = [error["message"] + (f": {error['details']}" if error.get("details") else "")]
+    for node_id, found in node_errors.items():
+        lines += [f"{found['class_type']} (node {node_id}): {e['message']}: {e['details']}" for e in found["errors"]]
+    return "\n".join(lines)

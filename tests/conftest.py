@@ -1,0 +1,15 @@
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden", default=str(HERE / "golden"), help="folder with the originals' numbers (vico/, spin/, scores/)")
+
+
+@pytest.fixture(scope="session")
+def golden(request) -> Path:
+    """The folder that the golden tests read: --golden DIR, by default tests/golden."""
+    return Path(request.config.getoption("--golden")).resolve()
