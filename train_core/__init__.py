@@ -1,0 +1,46 @@
+"""What both trainers stand on: noise schedule, Denoiser, training loop, checkpoints, LoRA. Plain PyTorch, no host."""
+
+from .checkpoint import CheckpointFolder, read_state, save_tensors, write_atomically
+from .denoiser import Context, Denoiser, MixedPrecision, cat_contexts, map_context
+from .engine import Engine, LocalEngine
+from .loop import LoopSettings, Objective, StepReport, Training, TrainingDiverged, lr_factor, train
+from .lora import ATTENTION_LAYERS, LoRA, find_layers, lora_delta, stack_lora
+from .memory import gradient_checkpointing
+from .randomness import DataOrder, keyed_generator, random_states, restore_random_states, weights_hash
+from .schedule import NoiseSchedule, Prediction, flow_sigmas, scaled_linear_alphas_cumprod
+
+__all__ = [
+    "ATTENTION_LAYERS",
+    "CheckpointFolder",
+    "Context",
+    "DataOrder",
+    "Denoiser",
+    "Engine",
+    "LoRA",
+    "LocalEngine",
+    "LoopSettings",
+    "MixedPrecision",
+    "NoiseSchedule",
+    "Objective",
+    "Prediction",
+    "StepReport",
+    "Training",
+    "TrainingDiverged",
+    "cat_contexts",
+    "find_layers",
+    "flow_sigmas",
+    "gradient_checkpointing",
+    "keyed_generator",
+    "lora_delta",
+    "lr_factor",
+    "map_context",
+    "random_states",
+    "read_state",
+    "restore_random_states",
+    "save_tensors",
+    "scaled_linear_alphas_cumprod",
+    "stack_lora",
+    "train",
+    "weights_hash",
+    "write_atomically",
+]

@@ -1,0 +1,154 @@
+"""Checkpoints that are either whole or not there: one safetensors file each, written under another name and renamed.
+
+A checkpoint holds the trained weights, the optimiser's state, the random states and the history: tensors as tensors,
+everything
+else as JSON in the file's metadata. There is no pickle in it.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+NAME = "step-{step:08d}.safetensors"
+NAME_PATTERN = re.compile(r"step-(\d{8})\.safetensors")
+
+
+def pack(value, path: str, tensors: dict[str, Tensor]):
+    """`value` as JSON, with every tensor in it moved to `tensors` and named by its path."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {"__tensor__": path}
+    if isinstance(value, dict):
+        return {"__dict__": [[key, pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [pack(item, f"{path}/{place}", tensors) for place, item in enumerate(value)]
+    return value
+
+
+def unpack(value, tensors: dict[str, Tensor]):
+    """What pack was given; tuples come back as lists.
+
+    A dictionary's keys keep their type (an optimiser's are integers).
+    """
+    if isinstance(value, list):
+        return [unpack(item, tensors) for item in value]
+    if isinstance(value, dict) and "__tensor__" in value:
+        return tensors[value["__tensor__"]]
+    if isinstance(value, dict):
+        return {key: unpack(item, tensors) for key, item in value["__dict__"]}
+    return value
+
+
+def write_atomically(path: Path, write) -> None:
+    """Calls write(temporary path), then renames: a reader sees the old file or the new one, also after kill -9 or on a
+    full disk.
+
+    Raises: OSError with a sentence where the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f'"{path}" could not be written ({reason}): check that the folder is writable and the disk has room'
+        ) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, whole or not at all."""
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+@dataclass
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    keep: how many of the newest to hold on to (None: all). identity: what makes two runs the same run (seed, rates,
+    parent's
+    hash …), JSON values; a checkpoint of another identity is refused instead of being continued by mistake.
+    """
+
+    path: Path
+    keep: int | None = None
+    identity: dict = field(default_factory=dict)
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, ascending."""
+        if not Path(self.path).is_dir():
+            return []
+        found = (NAME_PATTERN.fullmatch(name) for name in os.listdir(self.path))
+        return sorted(int(match[1]) for match in found if match)
+
+    def file(self, step: int) -> Path:
+        return Path(self.path) / NAME.format(step=step)
+
+    def save(self, step: int, state: dict) -> Path:
+        """Writes the state of `step` and lets the oldest checkpoints beyond `keep` go."""
+        tensors: dict[str, Tensor] = {}
+        packed = pack({"step": step, "identity": self.identity, **state}, "", tensors)
+        save_tensors(self.file(step), tensors, {"format": "train_core 1", "state": json.dumps(packed)})
+        if self.keep is not None:
+            for old in self.steps()[: -self.keep]:
+                self.file(old).unlink()
+        return self.file(step)
+
+    def load(self, step: int | None = None) -> dict | None:
+        """The state of `step` (None: the newest); None where the folder holds none.
+
+        Raises: ValueError where the checkpoint is damaged or belongs to another run.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        path = self.file(steps[-1] if step is None else step)
+        state = read_state(path)
+        self._check_identity(state["identity"], path)
+        return state
+
+    def _check_identity(self, found: dict, path: Path) -> None:
+        wanted = json.loads(json.dumps(self.identity))
+        other = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+        if other:
+            told = ", ".join(f"{name} was {found.get(name)} and is now {wanted.get(name)}" for name in other)
+            raise ValueError(
+                f'"{path}" belongs to another run: {told}. Put that back to continue it, or name an empty folder.'
+            )
+
+    def discard_leftovers(self) -> None:
+        """Removes the temporary files of a run that was killed while it wrote.
+
+        Call it when no other run writes here.
+        """
+        for leftover in Path(self.path).glob(".step-*.tmp"):
+            leftover.unlink()
+
+
+def read_state(path: Path) -> dict:
+    """The state inside a checkpoint file. Raises: ValueError with a sentence where it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+    except SafetensorError as error:
+        raise ValueError(
+            f'"{path}" is damaged ({error}): delete it to continue from the checkpoint before it'
+        ) from error
+    if metadata.get("format") != "train_core 1":
+        raise ValueError(
+            f'"{path}" is no training checkpoint of this pack (its metadata says {metadata.get("format")})'
+        )
+    return unpack(json.loads(metadata["state"]), tensors)

@@ -1,0 +1,286 @@
+"""The training loop: reads from top to bottom, knows nothing of what is trained.
+
+Assumes: a batch is a pure function of its index, and what is drawn for it too (see randomness.keyed_generator). On one
+CPU
+process a resumed run then equals an uninterrupted one bit for bit.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import CheckpointFolder
+from .engine import Engine
+from .randomness import random_states, restore_random_states
+
+SKIPPED_STEPS_ALLOWED = (
+    20  # float16's loss scale starts at 2^16 and halves at every overflow: 20 in a row are no start-up any more
+)
+
+
+class Objective(Protocol):
+    """What a step minimises. It calls `backward` on its loss itself: once, or part by part where memory is short.
+
+    Returns what to log, scalar tensors, "loss" among them.
+    """
+
+    def __call__(self, batch: Any, backward: Callable[[Tensor], None]) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """steps: optimiser steps in all.
+
+    max_grad_norm: None leaves gradients as they are. checkpoint_every: 0 saves only at the end.
+    """
+
+    steps: int
+    warmup_steps: int = 0
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: float | None = None
+    checkpoint_every: int = 0
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step: `step` counts from 1.
+
+    metrics: means over its micro-steps and processes. lr: of the first group.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    grad_norm: float
+    lr: float
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        return self.metrics["loss"]
+
+
+@dataclass
+class Training:
+    """What a run has come to.
+
+    `stopped_by`: the exception that ended it early, where the caller asked to have it returned.
+    """
+
+    step: int = 0
+    history: list[StepReport] = field(default_factory=list)
+    stopped_by: BaseException | None = None
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss or its gradient is no number any more. The weights are those from before the step that failed."""
+
+
+def lr_factor(step: int, settings: LoopSettings) -> float:
+    """What the learning rates are multiplied by in step 0, 1, …: linear warm-up, then constant, linear or cosine to
+    zero.
+
+    The warm-up's first step is 1/warmup_steps, not 0: a step that changes nothing would be wasted.
+    """
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    if settings.decay == "linear":
+        return 1 - progress
+    if settings.decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0
+
+
+def train(
+    objective: Objective,
+    batch_at: Callable[[int], Any],
+    trained: nn.Module,
+    optimizer: Any,
+    settings: LoopSettings,
+    engine: Engine,
+    on_step: Callable[[StepReport], None] | None = None,
+    checkpoints: CheckpointFolder | None = None,
+    return_on: tuple[type[BaseException], ...] = (),
+) -> Training:
+    """Trains the parameters of `trained` that require a gradient.
+
+    batch_at(i) is micro-batch i of this process (accumulation included: step·accumulation + place). optimizer: prepared
+    by the
+    engine; each group's "lr" is its peak. on_step runs after every step and may raise to stop. Whatever ends the run,
+    the last
+    whole step is saved; exceptions of the types in `return_on` end it without being raised again.
+
+    Raises: TrainingDiverged where loss or gradient is not finite, before the weights are touched.
+    """
+    run = Run(objective, batch_at, trained, optimizer, settings, engine, checkpoints)
+    run.resume()
+    try:
+        while run.training.step < settings.steps:
+            report = run.step()
+            if settings.checkpoint_every and report.step % settings.checkpoint_every == 0:
+                run.save()
+            if on_step is not None:
+                on_step(report)
+                restore_random_states(run.states, engine.device)  # a preview's draws must not change the run
+        run.save()
+    except BaseException as stop:  # an interrupt in ComfyUI is no Exception
+        run.save_last_whole_step()
+        if not isinstance(stop, return_on):
+            raise
+        run.training.stopped_by = stop
+    return run.training
+
+
+class Run:
+    """The parts of one run of `train`, and where it stands."""
+
+    def __init__(self, objective, batch_at, trained, optimizer, settings, engine, checkpoints):
+        self.objective, self.batch_at, self.trained, self.optimizer = objective, batch_at, trained, optimizer
+        self.settings, self.engine, self.checkpoints = settings, engine, checkpoints
+        self.weights = {n: p for n, p in engine.unwrap_model(trained).named_parameters() if p.requires_grad}
+        if not self.weights:
+            raise ValueError("nothing to train: no parameter of the module requires a gradient")
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.training = Training()
+        self.states = random_states(engine.device)
+        self.saved_step = None
+        self.weights_are_whole = True
+        self.skipped = 0
+
+    def step(self) -> StepReport:
+        """One optimiser step over `accumulation` micro-batches."""
+        start = time.perf_counter()
+        number = self.training.step
+        self._set_lr(number)
+        metrics = self._accumulate_gradients(number)
+        grad_norm = self._clip()
+        self._guard(number, metrics, grad_norm)
+        self.weights_are_whole = False
+        self.optimizer.step()
+        self.weights_are_whole = True
+        self.optimizer.zero_grad()
+        lr = self.optimizer.param_groups[0]["lr"]
+        report = StepReport(number + 1, metrics, grad_norm, lr, time.perf_counter() - start)
+        self.training.step = report.step
+        self.training.history.append(report)
+        self.states = random_states(self.engine.device)
+        return report
+
+    def _set_lr(self, number: int) -> None:
+        factor = lr_factor(number, self.settings)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+
+    def _accumulate_gradients(self, number: int) -> dict[str, float]:
+        """Backward through every micro-batch of the step. Returns the means of what the objective logs."""
+        count = self.engine.gradient_accumulation_steps
+        logged = []
+        for micro in range(count):
+            with self.engine.accumulate(self.trained):
+                batch = self.batch_at(number * count + micro)
+                logged.append(self.objective(batch, self.engine.backward))
+        values = torch.stack([torch.stack([m.detach().float() for m in micro.values()]) for micro in logged])
+        means = self.engine.gather(values).reshape(-1, values.shape[1]).mean(dim=0).tolist()
+        return dict(zip(logged[0], means, strict=True))
+
+    def _clip(self) -> float:
+        limit = self.settings.max_grad_norm
+        return float(self.engine.clip_grad_norm_(self.weights.values(), math.inf if limit is None else limit))
+
+    def _guard(self, number: int, metrics: dict[str, float], grad_norm: float) -> None:
+        """Stops before a step that would spoil the weights.
+
+        Under fp16 the gradient scaler leaves single overflows out itself.
+        """
+        if math.isfinite(metrics["loss"]) and math.isfinite(grad_norm):
+            self.skipped = 0
+            return
+        self.skipped += 1
+        if (
+            math.isfinite(metrics["loss"])
+            and self.engine.mixed_precision == "fp16"
+            and self.skipped <= SKIPPED_STEPS_ALLOWED
+        ):
+            return
+        rates = ", ".join(f"{group['lr']:.3g}" for group in self.optimizer.param_groups)
+        where = f"the loss is {metrics['loss']}" if not math.isfinite(metrics["loss"]) else self._name_bad_gradient()
+        raise TrainingDiverged(
+            f"training stopped at step {number + 1}: {where}. The weights are those after step {number}. "
+            f"Lower the learning rate (now {rates}) or clip the gradients, and continue from there."
+        )
+
+    def _name_bad_gradient(self) -> str:
+        graded = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
+        bad = [name for name, grad in graded.items() if not torch.isfinite(grad).all()]
+        return (
+            f'the gradient of "{bad[0]}" is not finite ({len(bad)} of {len(graded)} gradients)'
+            if bad
+            else "the gradient's norm overflows"
+        )
+
+    def resume(self) -> None:
+        """Goes on from the newest checkpoint, where there is one."""
+        state = self.checkpoints.load() if self.checkpoints else None
+        if state is None:
+            return
+        self._load_weights(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.training.step = self.saved_step = state["step"]
+        self.training.history = [StepReport(**report) for report in state["history"]]
+        self.states = state["random"]
+        restore_random_states(self.states, self.engine.device)
+
+    def _load_weights(self, saved: dict[str, Tensor]) -> None:
+        missing = sorted(self.weights.keys() ^ saved.keys())
+        if missing:
+            raise ValueError(
+                f'the checkpoint trains other weights than this run: for instance "{missing[0]}" is in one of them only'
+            )
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(saved[name])
+
+    def save(self) -> None:
+        """Writes the checkpoint of the last whole step, once."""
+        if self.checkpoints is None or self.saved_step == self.training.step:
+            return
+        if not self._weights_are_finite():
+            raise TrainingDiverged(
+                f"training stopped at step {self.training.step}: weights are no numbers any more; {self._last_saved()}"
+            )
+        if self.engine.is_main_process:
+            self.checkpoints.save(
+                self.training.step,
+                {
+                    "weights": self.weights,
+                    "optimizer": self.optimizer.state_dict(),
+                    "history": [asdict(report) for report in self.training.history],
+                    "random": self.states,
+                },
+            )
+        self.engine.wait_for_everyone()
+        self.saved_step = self.training.step
+
+    def save_last_whole_step(self) -> None:
+        """After a stop: half-gathered gradients go, what was learnt stays.
+
+        A stop inside the optimiser leaves the file before it.
+        """
+        self.optimizer.zero_grad()
+        if self.weights_are_whole and self.training.step > 0 and self._weights_are_finite():
+            self.save()
+
+    def _weights_are_finite(self) -> bool:
+        return all(bool(torch.isfinite(weight).all()) for weight in self.weights.values())
+
+    def _last_saved(self) -> str:
+        return (
+            "no checkpoint was written"
+            if self.saved_step is None
+            else f"the last good checkpoint is that of step {self.saved_step}"
+        )
