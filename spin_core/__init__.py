@@ -1,0 +1,23 @@
+"""SPIN-Diffusion: self-play fine-tuning of text-to-image models (Yuan et al., arXiv 2402.10210)."""
+
+from .objectives import (
+    Errors,
+    PairLoss,
+    pair_loss,
+    sft_loss,
+    trajectory_beta,
+    trajectory_bound,
+    trajectory_loss,
+    trajectory_margins,
+)
+
+__all__ = [
+    "Errors",
+    "PairLoss",
+    "pair_loss",
+    "sft_loss",
+    "trajectory_beta",
+    "trajectory_bound",
+    "trajectory_loss",
+    "trajectory_margins",
+]
