@@ -1,4 +1,4 @@
-"""How often the 95% interval of a win rate holds the truth, where the truth is known: python -m benchmarks.scores_coverage
+"""How often a win rate's 95% interval holds the known truth: python -m benchmarks.scores_coverage
 
 A comparison is drawn so that its true win rate is known in closed form: the models' difference on prompt p and seed s
 is d = N(delta, spread_prompt²) + N(0, spread_seed²); |d| < tie counts as a tie. With one spread of both,

@@ -115,7 +115,7 @@ AGGREGATIONS = ("single", "mean", "median", "best")
 
 
 def aggregate(scores, how: str = "mean", k: int | None = None) -> np.ndarray:
-    """One number a prompt from its pictures' scores [P, S]: the first, the mean, the median, or the best of the first k.
+    """One number a prompt from its pictures' scores [P, S]: the first, the mean, the median, the best of the first k.
 
     Returns [P]. k is for "best" alone and takes all S pictures where it is None.
     """

@@ -1,0 +1,62 @@
+"""Prompts as token numbers, by the vocabularies that the models were trained with. Needs `tokenizers` alone.
+
+transformers 4 and 5 build these tokenizers by different classes; both hand them to this library, so this is the same.
+ComfyUI's own text path reads (x:1.2) as a weight and would change the prompt, so it is not used here.
+"""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+CLIP_LENGTH = 77
+CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+BERT_LENGTH = 35
+
+
+def clip_tokenizer(folder: Path, scorer: str):
+    """CLIP's byte-pair tokenizer out of a folder with vocab.json and merges.txt; truncates and pads to 77."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if not (vocabulary.is_file() and merges.is_file()):
+        raise ValueError(
+            f'{scorer} needs CLIP\'s vocabulary: vocab.json and merges.txt are not in "{folder}". ComfyUI has them in '
+            "comfy/sd1_tokenizer, and every CLIP folder from the hub has them too."
+        )
+    end = "<|endoftext|>"
+    pairs = models.BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token=end)
+    tokenizer = Tokenizer(pairs)
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    start_id, end_id = tokenizer.token_to_id("<|startoftext|>"), tokenizer.token_to_id(end)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (end, end_id), ("<|startoftext|>", start_id), trim_offsets=False, add_prefix_space=False
+    )
+    tokenizer.enable_truncation(CLIP_LENGTH)
+    tokenizer.enable_padding(length=CLIP_LENGTH, pad_id=end_id, pad_token=end)
+    return tokenizer
+
+
+def bert_tokenizer(folder: Path, scorer: str):
+    """bert-base-uncased's word pieces out of a folder with vocab.txt; truncates and pads to 35, as ImageReward does."""
+    from tokenizers import BertWordPieceTokenizer
+
+    if not (folder / "vocab.txt").is_file():
+        raise ValueError(
+            f"{scorer} needs BERT's vocabulary: put vocab.txt of bert-base-uncased beside the weights, into "
+            f'"{folder}".'
+        )
+    tokenizer = BertWordPieceTokenizer.from_file(str(folder / "vocab.txt"), lowercase=True)
+    tokenizer.enable_truncation(BERT_LENGTH)
+    tokenizer.enable_padding(length=BERT_LENGTH, pad_id=tokenizer.token_to_id("[PAD]"))
+    return tokenizer
+
+
+def token_ids(tokenizer, prompts: Sequence[str]):
+    """Token numbers and attention masks of the prompts, HTML entities resolved as open_clip does. Each [B, length]."""
+    import torch
+
+    encoded = tokenizer.encode_batch([html.unescape(html.unescape(prompt)).strip() for prompt in prompts])
+    return torch.tensor([e.ids for e in encoded]), torch.tensor([e.attention_mask for e in encoded])

@@ -1,0 +1,107 @@
+"""Weight files as their authors publish them: read without running them, told apart by their keys."""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Checkpoint(NamedTuple):
+    """A file that numbers came from: its name and the sha256 of its bytes."""
+
+    file: str
+    sha256: str
+
+
+def checkpoint_of(path: Path) -> Checkpoint:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return Checkpoint(path.name, digest.hexdigest())
+
+
+KINDS = {  # what a file is: keys that only it has
+    "a CLIP model with open_clip's keys": ("visual.conv1.weight", "transformer.resblocks.0.attn.in_proj_weight"),
+    "a CLIP model with transformers' keys": (
+        "vision_model.embeddings.patch_embedding.weight",
+        "text_model.embeddings.token_embedding.weight",
+    ),
+    "an ImageReward model": ("blip.visual_encoder.patch_embed.proj.weight", "mlp.layers.0.weight"),
+    "an aesthetic predictor's head": ("layers.0.weight", "layers.7.weight"),
+    "a ViT with transformers' keys": ("embeddings.cls_token", "embeddings.patch_embeddings.projection.weight"),
+    "a Stable Diffusion checkpoint": ("model.diffusion_model.time_embed.0.weight",),
+    "a diffusion U-Net": ("time_embedding.linear_1.weight",),
+    "a VAE": ("decoder.conv_in.weight", "encoder.conv_in.weight"),
+    "a CLIP vision tower alone": ("vision_model.embeddings.patch_embedding.weight",),
+    "a CLIP text encoder alone": ("text_model.embeddings.token_embedding.weight",),
+}
+OPEN_CLIP, HF_CLIP, IMAGE_REWARD, AESTHETIC_HEAD, HF_VIT = list(KINDS)[:5]
+
+
+def recognise(keys) -> str:
+    """What a state dict is, in words, by its keys."""
+    for kind, needed in KINDS.items():
+        if all(key in keys for key in needed):
+            return kind
+    return "an unknown set of weights" if keys else "no weights at all"
+
+
+def read_weights(path: Path, kind: str, scorer: str) -> dict:
+    """The tensors of a .safetensors, .pt, .pth or .bin file, where they are of the kind that the scorer needs.
+
+    Pickles are read by torch's weights_only loader, which runs nothing. Raises a ValueError that says what the file is.
+    """
+    state = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    found = recognise(state)
+    if found != kind:
+        raise ValueError(f'"{path.name}" is {found}; {scorer} needs {kind}. Choose the file that its authors publish.')
+    return state
+
+
+def read_safetensors(path: Path) -> dict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'"{path.name}" is not a whole safetensors file ({error}). Download it again.') from error
+
+
+def read_pickle(path: Path) -> dict:
+    """The tensors of a torch file, out of its "state_dict" where it has one."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "it ends too early"
+        raise ValueError(
+            f'"{path.name}" could not be read as weights ({reason}). Nothing in it was run. Download it again.'
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def weights_in(folder: Path, scorer: str) -> Path:
+    """The weight file of a model folder as downloaded from the hub."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f'{scorer}: the folder "{folder.name}" has neither model.safetensors nor pytorch_model.bin.')
+
+
+def build(model_class, config, state: dict, scorer: str, **arguments):
+    """A transformers model of these weights in float32, on transformers 4.50 to 5.x; every weight must be there.
+
+    from_pretrained(None, …) renames the keys as each version of transformers wants them; load_state_dict would not.
+    """
+    model, info = model_class.from_pretrained(
+        None, config=config, state_dict=state, output_loading_info=True, **arguments
+    )
+    missing = sorted(info["missing_keys"])
+    if missing or info["mismatched_keys"]:
+        first = (missing or [key for key, *_ in info["mismatched_keys"]])[0]
+        raise ValueError(f"{scorer}: the weights do not fill the model ({first} is missing or of another shape).")
+    return model.float()
