@@ -116,10 +116,11 @@ class CheckpointFolder:
             return None
         path = self.file(steps[-1] if step is None else step)
         state = read_state(path)
-        self._check_identity(state["identity"], path)
+        self.check(state["identity"], path)
         return state
 
-    def _check_identity(self, found: dict, path: Path) -> None:
+    def check(self, found: dict, path: Path) -> None:
+        """Raises: ValueError naming what differs where `found`, the identity in the file `path`, is another run's."""
         wanted = json.loads(json.dumps(self.identity))
         other = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
         if other:

@@ -158,6 +158,7 @@ class Run:
         number = self.training.step
         self._set_lr(number)
         metrics = self._accumulate_gradients(number)
+        self._share_gradients()
         grad_norm = self._clip()
         self._guard(number, metrics, grad_norm)
         self.weights_are_whole = False
@@ -187,6 +188,20 @@ class Run:
         values = torch.stack([torch.stack([m.detach().float() for m in micro.values()]) for micro in logged])
         means = self.engine.gather(values).reshape(-1, values.shape[1]).mean(dim=0).tolist()
         return dict(zip(logged[0], means, strict=True))
+
+    def _share_gradients(self) -> None:
+        """The mean of all processes' gradients, in one exchange a step.
+
+        By hand and not by DDP, whose exchange hangs on its own forward: an adapter in hooks has none, and a step may
+        run the backward pass in parts.
+        """
+        if self.engine.num_processes == 1:
+            return
+        grads = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        shared = self.engine.reduce(flat, reduction="mean").split([grad.numel() for grad in grads])
+        for grad, mean in zip(grads, shared, strict=True):
+            grad.copy_(mean.view_as(grad))
 
     def _clip(self) -> float:
         limit = self.settings.max_grad_norm

@@ -1,0 +1,292 @@
+"""The game: opponent frozen → its pictures → training → new opponent, round after round (SPIN-Diffusion algorithm 1).
+
+Everything that a round makes lies in the run's folder, so that a run that stopped anywhere goes on from there:
+    pictures/            the opponents' latents, keyed by prompt, seed, sampler and the opponent's hash
+    round-1/step-*       the checkpoints of the round's training
+    round-1/result       what the round learnt
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from train_core import (
+    CheckpointFolder,
+    Engine,
+    LoopSettings,
+    MixedPrecision,
+    StepReport,
+    Training,
+    keyed_generator,
+    save_tensors,
+    train,
+)
+
+from .batches import BucketOrder, Corpus, PairBatches
+from .generation import Order, Pictures, Sample
+from .players import Player
+from .steps import PairOptions, PairStep, SftStep
+from .store import TensorStore
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """How a round trains. Values that the paper changes from round to round are given one a round; the last one stays.
+
+    beta: see objectives. batch_size counts over all processes; accumulation is the engine's. caption_dropout acts on
+    both
+    sides of a pair or on none.
+    """
+
+    steps: Sequence[int] = (500,)
+    beta: Sequence[float] = (2000.0, 5000.0)
+    lr: Sequence[float] = (2e-5,)
+    batch_size: int = 4
+    warmup_steps: int = 0
+    decay: str = "constant"
+    weight_decay: float = 0.01
+    max_grad_norm: float | None = 1.0
+    checkpoint_every: int = 100
+    share_noise: bool = True
+    caption_dropout: float = 0.0
+    low_memory: bool = False
+    options: PairOptions = field(default_factory=PairOptions)
+    seed: int = 0
+
+    def __post_init__(self):
+        if min(self.beta) <= 0:
+            raise ValueError(
+                f"beta is {min(self.beta)}: it must be above 0, or the game has no pull (the paper uses 2000 to 5000)"
+            )
+        if min(self.steps) < 1 or self.batch_size < 1:
+            raise ValueError("steps and batch size must be at least 1")
+
+    def loop(self, round_number: int) -> LoopSettings:
+        steps = of_round(self.steps, round_number)
+        return LoopSettings(steps, self.warmup_steps, self.decay, self.max_grad_norm, self.checkpoint_every)
+
+
+def of_round(values: Sequence, round_number: int):
+    """The value of round 1, 2, …: the last one given stays."""
+    return values[min(round_number, len(values)) - 1]
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """How the opponent draws. sampler: its settings as JSON values, part of every picture's key."""
+
+    sample: Sample
+    sampler: dict
+    batch_size: int = 4
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: pictures in phase "generate", pairs in phase "train" (then with the step's report)."""
+
+    phase: str
+    round_number: int
+    done: int
+    total: int
+    report: StepReport | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass
+class Game:
+    """What was played: the training of every round, the opponents' hashes, and what ended the run early."""
+
+    rounds: list[Training] = field(default_factory=list)
+    opponents: list[str] = field(default_factory=list)
+    stopped_by: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all rounds of a run share."""
+
+    corpus: Corpus
+    settings: RoundSettings
+    engine: Engine
+    folder: Path
+    on_progress: OnProgress = lambda progress: None
+    return_on: tuple[type[BaseException], ...] = ()
+
+    def round_folder(self, number: int) -> Path:
+        return Path(self.folder) / f"round-{number}"
+
+
+def play(player: Player, opponent: Opponent, run: Run, rounds: int) -> Game:
+    """Plays rounds 1 … rounds. What a former run finished is taken from the folder.
+
+    Raises: RuntimeError where the opponent's weights changed while the player learnt; they never may.
+    """
+    game = Game()
+    for number in range(1, rounds + 1):
+        opponent_hash = player.opponent_hash()
+        game.opponents.append(opponent_hash)
+        training = finished(player, run, number, opponent_hash)
+        if training is None:
+            try:
+                other = generate(opponent, opponent_hash, run, number)
+            except run.return_on as stop:
+                game.stopped_by = stop
+                break
+            training = learn(player, run, number, pair_step, other, opponent_hash)
+        game.rounds.append(training)
+        if training.stopped_by is not None:
+            game.stopped_by = training.stopped_by
+            break
+    return game
+
+
+def train_baseline(player: Player, run: Run, method: Literal["sft", "dpo"]) -> Game:
+    """Supervised fine-tuning on the real pictures, or Diffusion-DPO on the pairs, as one round of the same loop."""
+    if method == "dpo" and run.corpus.rejected is None:
+        raise ValueError("DPO needs preference pairs: this data set has no second picture and label for its prompts")
+    other, make_step = (run.corpus.rejected, pair_step) if method == "dpo" else (None, sft_step)
+    base_hash = player.opponent_hash()
+    training = finished(player, run, 1, base_hash) or learn(player, run, 1, make_step, other, base_hash)
+    return Game([training], [base_hash], training.stopped_by)
+
+
+def pair_step(player: Player, run: Run, number: int) -> PairStep:
+    """SPIN's step, and Diffusion-DPO's, whose reference is the opponent of round 1."""
+    policy, reference = (MixedPrecision(model, run.engine) for model in (player.policy, player.reference))
+    beta = of_round(run.settings.beta, number)
+    return PairStep(policy, reference, beta, run.settings.options, run.settings.low_memory)
+
+
+def sft_step(player: Player, run: Run, number: int) -> SftStep:
+    return SftStep(MixedPrecision(player.policy, run.engine))
+
+
+def generate(opponent: Opponent, opponent_hash: str, run: Run, number: int) -> Callable[[int], Tensor]:
+    """Has the opponent draw a picture for every sample's prompt. Returns the latent of sample i."""
+    pictures = Pictures(TensorStore(Path(run.folder) / "pictures"), opponent_hash, opponent.sampler)
+    orders = [
+        Order(prompt, picture_seed(run.settings.seed, number, i), tuple(shape))
+        for i, (prompt, shape) in enumerate(zip(run.corpus.prompts, run.corpus.shapes, strict=True))
+    ]
+    pictures.make(
+        orders,
+        opponent.sample,
+        opponent.batch_size,
+        lambda done, total: run.on_progress(Progress("generate", number, done, total)),
+        run.engine.process_index,
+        run.engine.num_processes,
+    )
+    run.engine.wait_for_everyone()
+    return lambda i: pictures.latent(orders[i])
+
+
+def picture_seed(seed: int, number: int, sample: int) -> int:
+    """Seed of the opponent's picture: another one for every sample and round."""
+    return keyed_generator(seed, "picture", number, sample).initial_seed()
+
+
+def learn(player: Player, run: Run, number: int, make_step, other, opponent_hash: str) -> Training:
+    """One round's training, from its newest checkpoint where there is one; the result is written when all steps are
+    done.
+    """
+    settings = run.settings
+    checkpoints = CheckpointFolder(run.round_folder(number), keep=1, identity=identity(run, number, opponent_hash))
+    with player.round(number):
+        parameters = [p for p in player.trained.parameters() if p.requires_grad]
+        lr = of_round(settings.lr, number)
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=settings.weight_decay, fused=True)
+        training = train(
+            make_step(player, run, number),
+            batches(player, run, number, other),
+            player.trained,
+            run.engine.prepare(optimizer),
+            settings.loop(number),
+            run.engine,
+            reporter(run, number),
+            checkpoints,
+            run.return_on,
+        )
+        if player.opponent_hash() != opponent_hash:
+            raise RuntimeError(f"the opponent's weights changed in round {number}: what was learnt is not to be used")
+        if training.stopped_by is None and run.engine.is_main_process:
+            write_result(player.result(), training, run, number, opponent_hash)
+    run.engine.wait_for_everyone()
+    return training
+
+
+def batches(player: Player, run: Run, number: int, other: Callable[[int], Tensor] | None) -> PairBatches:
+    settings, engine = run.settings, run.engine
+    if settings.batch_size % engine.num_processes:
+        raise ValueError(
+            f"batch size {settings.batch_size} cannot be shared out over {engine.num_processes} processes evenly"
+        )
+    seed = keyed_generator(settings.seed, "round", number).initial_seed()
+    return PairBatches(
+        run.corpus,
+        BucketOrder(run.corpus.shapes, settings.batch_size, seed),
+        len(player.policy.schedule),
+        seed,
+        engine.device,
+        other,
+        settings.share_noise,
+        settings.caption_dropout,
+        engine.process_index,
+        engine.num_processes,
+    )
+
+
+def reporter(run: Run, number: int) -> Callable[[StepReport], None]:
+    """Turns the loop's reports into progress counted in pairs."""
+    pairs = run.settings.batch_size * run.engine.gradient_accumulation_steps
+    total = of_round(run.settings.steps, number) * pairs
+    return lambda report: run.on_progress(Progress("train", number, report.step * pairs, total, report))
+
+
+def identity(run: Run, number: int, opponent_hash: str) -> dict:
+    """What makes two trainings the same: a checkpoint or a result of another one is not continued."""
+    settings = asdict(run.settings)
+    per_round = {name: of_round(settings.pop(name), number) for name in ("steps", "beta", "lr")}
+    for free in ("checkpoint_every", "low_memory"):  # change how a run is done, and not what it comes to
+        del settings[free]
+    return {
+        **settings,
+        **per_round,
+        "round": number,
+        "opponent": opponent_hash,
+        "samples": len(run.corpus),
+        "accumulation": run.engine.gradient_accumulation_steps,
+    }
+
+
+def write_result(result: dict[str, Tensor], training: Training, run: Run, number: int, opponent_hash: str) -> None:
+    """What the round learnt, with its identity and its history."""
+    metadata = {
+        "identity": json.dumps(identity(run, number, opponent_hash)),
+        "history": json.dumps([asdict(report) for report in training.history]),
+    }
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in result.items()}
+    save_tensors(run.round_folder(number) / "result.safetensors", contiguous, metadata)
+
+
+def finished(player: Player, run: Run, number: int, opponent_hash: str) -> Training | None:
+    """The round as a former run finished it, applied to the player; None where it has yet to be played."""
+    path = run.round_folder(number) / "result.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    CheckpointFolder(path.parent, identity=identity(run, number, opponent_hash)).check(
+        json.loads(metadata["identity"]), path
+    )
+    player.take(load_file(path))
+    history = [StepReport(**report) for report in json.loads(metadata["history"])]
+    return Training(len(history), history)

@@ -1,0 +1,90 @@
+"""The opponent's pictures: in batches, kept on disk, resumable at any point, shared out over the ranks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .store import TensorStore, store_key
+
+# sample(prompts, seeds, shape) → latents [B, C, H, W]. One seed alone decides a picture's noise, whatever batch it is
+# in.
+Sample = Callable[[list[str], list[int], tuple[int, ...]], Tensor]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One picture to be made. shape: of its latent, [C, H, W]."""
+
+    prompt: str
+    seed: int
+    shape: tuple[int, ...]
+
+    def made_from(self, model_hash: str, sampler: dict) -> dict:
+        return {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "shape": list(self.shape),
+            "model": model_hash,
+            "sampler": sampler,
+        }
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One opponent's pictures: its weights' hash, its sampler's settings (JSON values), where the latents lie."""
+
+    store: TensorStore
+    model_hash: str
+    sampler: dict
+
+    def key(self, order: Order) -> str:
+        return store_key(**order.made_from(self.model_hash, self.sampler))
+
+    def latent(self, order: Order) -> Tensor:
+        """The finished picture's latent, [C, H, W]. Raises: ValueError where it was never made."""
+        found = self.store.get(self.key(order))
+        if found is None:
+            raise ValueError(
+                f'the opponent\'s picture for "{order.prompt}" (seed {order.seed}) is missing: run the generation again'
+            )
+        return found["latent"]
+
+    def make(
+        self,
+        orders: Sequence[Order],
+        sample: Sample,
+        batch_size: int,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        """Makes what is missing. Batches are the same whatever is there already, so that a resumed run gets the same
+        bits.
+
+        on_progress(done, total) is called before the first and after every batch, and may raise to stop: what is made
+        stays.
+        """
+        batches = list(batches_of_one_shape(orders, batch_size))[process_index::num_processes]
+        done, total = 0, sum(map(len, batches))
+        on_progress(done, total)
+        for batch in batches:
+            if not all(self.key(order) in self.store for order in batch):
+                self._make_batch(batch, sample)
+            done += len(batch)
+            on_progress(done, total)
+
+    def _make_batch(self, batch: list[Order], sample: Sample) -> None:
+        latents = sample([order.prompt for order in batch], [order.seed for order in batch], batch[0].shape)
+        for order, latent in zip(batch, latents, strict=True):
+            self.store.put(self.key(order), {"latent": latent}, order.made_from(self.model_hash, self.sampler))
+
+
+def batches_of_one_shape(orders: Sequence[Order], batch_size: int) -> Iterator[list[Order]]:
+    """The orders in batches whose latents have one shape, each order once."""
+    by_shape: dict[tuple[int, ...], list[Order]] = {}
+    for order in dict.fromkeys(orders):
+        by_shape.setdefault(order.shape, []).append(order)
+    for same in by_shape.values():
+        for start in range(0, len(same), batch_size):
+            yield same[start : start + batch_size]

@@ -1,0 +1,410 @@
+"""The self-play loop on a denoiser of a few hundred weights: everything that must hold whatever the model."""
+
+import copy
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from spin_core.batches import BucketOrder, Corpus, PairBatches
+from spin_core.game import Opponent, PairOptions, RoundSettings, Run, play, train_baseline
+from spin_core.generation import Order, Pictures
+from spin_core.players import FullPlayer, LoRAPlayer
+from spin_core.steps import PairStep
+from spin_core.store import TensorStore
+from train_core import (
+    LocalEngine,
+    NoiseSchedule,
+    flow_sigmas,
+    keyed_generator,
+    scaled_linear_alphas_cumprod,
+    weights_hash,
+)
+from train_core.schedule import ddim_mean, leading_timesteps
+
+ALPHAS = scaled_linear_alphas_cumprod()
+SCHEDULES = {
+    "epsilon": NoiseSchedule.from_alphas_cumprod(ALPHAS),
+    "v": NoiseSchedule.from_alphas_cumprod(ALPHAS),
+    "flow": NoiseSchedule.from_flow_sigmas(flow_sigmas()),
+}
+
+
+class Interrupt(BaseException):
+    """As ComfyUI's: no Exception."""
+
+
+class TinyUNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enter = nn.Conv2d(4, 8, 3, padding=1)
+        self.to_q = nn.Linear(6, 8)
+        self.leave = nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x, t, context):
+        shift = self.to_q(context).mean(dim=1) + (t / 1000)[:, None]  # [B, 8]
+        return self.leave(torch.nn.functional.silu(self.enter(x) + shift[:, :, None, None]))
+
+
+class Tiny:
+    """A Denoiser in three lines."""
+
+    def __init__(self, model, prediction="epsilon"):
+        self.model, self.prediction, self.schedule = model, prediction, SCHEDULES[prediction]
+
+    def predict(self, x_t, t, context):
+        return self.model(x_t, t, context)
+
+
+def unet(seed=0):
+    torch.manual_seed(seed)
+    return TinyUNet()
+
+
+def embed(prompts):
+    return torch.stack([torch.randn(3, 6, generator=keyed_generator("text", prompt)) for prompt in prompts])
+
+
+def sampler_of(denoiser, calls=None):
+    """Four DDIM steps. Noise by seed alone."""
+
+    @torch.no_grad()
+    def sample(prompts, seeds, shape):
+        if calls is not None:
+            calls.append(list(seeds))
+        x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        for t, prev in zip(*leading_timesteps(4), strict=True):
+            steps = t.expand(len(x))
+            eps = denoiser.predict(x, steps, embed(prompts))
+            x = ddim_mean(ALPHAS, x, eps, steps, prev.expand(len(x)), 0.0)
+        return x
+
+    return sample
+
+
+def corpus(count=6, shapes=((4, 6, 4), (4, 4, 6)), rejected=False):
+    sizes = [shapes[i % len(shapes)] for i in range(count)]
+
+    def latent(side):
+        return lambda i: 0.5 + torch.randn(sizes[i], generator=keyed_generator(side, i))
+
+    return Corpus(
+        [f"prompt {i}" for i in range(count)], sizes, latent("real"), embed, latent("rejected") if rejected else None
+    )
+
+
+def settings(**changes):
+    return RoundSettings(
+        **({"steps": (3,), "batch_size": 2, "lr": (1e-2,), "beta": (50.0,), "checkpoint_every": 0} | changes)
+    )
+
+
+def lora_player(model, prediction="epsilon", seed=0):
+    model.requires_grad_(False)
+    return LoRAPlayer(Tiny(model, prediction), model, weights_hash(model.state_dict()), ".", 2, 2.0, seed)
+
+
+def full_player(model, prediction="epsilon"):
+    frozen = copy.deepcopy(model)
+    return FullPlayer(Tiny(model, prediction), Tiny(frozen, prediction), model, frozen)
+
+
+PLAYERS = {"lora": lora_player, "full": full_player}
+
+
+def run_game(folder, player, rounds=1, data=None, calls=None, changes=None, engine=None, **kwargs):
+    run = Run(data or corpus(), settings(**(changes or {})), engine or LocalEngine(), folder, **kwargs)
+    opponent = player.reference if hasattr(player, "frozen") else player.policy
+    with player.attached():
+        return play(player, Opponent(sampler_of(opponent, calls), {"steps": 4}, batch_size=2), run, rounds)
+
+
+@pytest.mark.parametrize("kind", PLAYERS)
+@pytest.mark.parametrize("prediction", SCHEDULES)
+def test_every_round_starts_at_ln_2(tmp_path, kind, prediction):
+    """The player starts as its opponent: z = 0, softplus(0) = ln 2; half of the ties count as won."""
+    game = run_game(tmp_path, PLAYERS[kind](unet(), prediction), rounds=3)
+    for training in game.rounds:
+        first = training.history[0].metrics
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert first["implicit_accuracy"] == 0.5 and first["drift"] == 0.0
+        assert training.history[-1].metrics["drift"] > 0
+
+
+@pytest.mark.parametrize("kind", PLAYERS)
+def test_the_player_learns_to_tell_real_from_generated(tmp_path, kind):
+    game = run_game(tmp_path, PLAYERS[kind](unet()), changes={"steps": (40,)})
+    assert sum(report.loss for report in game.rounds[0].history[-10:]) / 10 < math.log(2) - 0.05
+
+
+@pytest.mark.parametrize("kind", PLAYERS)
+def test_the_opponents_weights_do_not_move_within_a_round(tmp_path, kind):
+    player, hashes = PLAYERS[kind](unet()), []
+
+    def note(progress):
+        frozen = player.frozen if kind == "full" else player.model
+        earlier = [] if kind == "full" else [weights_hash(a.state_dict()) for a in player.earlier]
+        hashes.append((progress.round_number, weights_hash(frozen.state_dict()), *earlier))
+
+    run_game(tmp_path, player, rounds=2, on_progress=note)
+    assert len({h for h in hashes if h[0] == 1}) == 1
+    assert len({h for h in hashes if h[0] == 2}) == 1
+
+
+@pytest.mark.parametrize("kind", PLAYERS)
+def test_round_2s_reference_is_round_1s_result(tmp_path, kind):
+    x, t, context = torch.randn(2, 4, 5, 5), torch.tensor([3, 700]), embed(["a", "b"])
+    first = PLAYERS[kind](unet())
+    run_game(tmp_path / "one", first, rounds=1)
+    answers = {}
+    second = PLAYERS[kind](unet())
+
+    def look(progress):
+        if progress.phase == "train" and progress.round_number == 2:
+            answers["reference"] = second.reference.predict(x, t, context)
+            answers["player"] = second.policy.predict(x, t, context)
+
+    run_game(tmp_path / "two", second, rounds=2, on_progress=look)
+    result = first.frozen if kind == "full" else merged(unet(), first.lora_state_dict())
+    torch.testing.assert_close(answers["reference"], result(x, t, context), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(answers["player"], answers["reference"])
+
+
+def merged(model, state):
+    """The model with an adapter in ComfyUI's naming added to its weights by hand."""
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            up = state.get(f"diffusion_model.{name}.lora_up.weight")
+            if up is not None:
+                down = state[f"diffusion_model.{name}.lora_down.weight"]
+                scale = float(state[f"diffusion_model.{name}.alpha"]) / len(down)
+                module.weight += scale * (up.flatten(1) @ down.flatten(1)).view_as(module.weight)
+    return model
+
+
+def test_lora_leaves_the_model_bit_identical_and_without_hooks(tmp_path):
+    model = unet()
+    before = weights_hash(model.state_dict())
+    run_game(tmp_path, lora_player(model), rounds=2)
+    assert weights_hash(model.state_dict()) == before
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", PLAYERS)
+@pytest.mark.parametrize("stop_at", [("generate", 1, 2), ("train", 1, 4), ("generate", 2, 3), ("train", 2, 2)], ids=str)
+def test_interrupt_and_resume_in_any_phase_equals_an_uninterrupted_run(tmp_path, kind, stop_at):
+    whole = PLAYERS[kind](unet())
+    expected = run_game(tmp_path / "whole", whole, rounds=2)
+
+    def stop(progress):
+        if (progress.phase, progress.round_number, progress.done) == stop_at:
+            raise Interrupt
+
+    parted = PLAYERS[kind](unet())
+    stopped = run_game(tmp_path / "parted", parted, rounds=2, on_progress=stop, return_on=(Interrupt,))
+    assert isinstance(stopped.stopped_by, Interrupt)
+    resumed = PLAYERS[kind](unet())
+    found = run_game(tmp_path / "parted", resumed, rounds=2)
+    assert found.opponents == expected.opponents
+    assert resumed.opponent_hash() == whole.opponent_hash()
+    assert [r.metrics for t in found.rounds for r in t.history] == [
+        r.metrics for t in expected.rounds for r in t.history
+    ]
+
+
+def test_an_interrupt_keeps_what_the_player_learnt(tmp_path):
+    player, base_hash = lora_player(unet()), weights_hash(unet().state_dict())
+
+    def stop(progress):
+        if progress.phase == "train" and progress.report.step == 2:
+            raise Interrupt
+
+    game = run_game(tmp_path, player, on_progress=stop, return_on=(Interrupt,))
+    assert game.rounds[0].step == 2
+    assert player.opponent_hash() != base_hash and player.earlier[0].layers()["enter"].up.abs().sum() > 0
+
+
+def test_pictures_are_reused_when_the_key_matches_and_only_then(tmp_path):
+    calls = []
+    run_game(tmp_path, lora_player(unet()), calls=calls)
+    made = len(calls)
+    (tmp_path / "round-1" / "result.safetensors").unlink()
+    run_game(tmp_path, lora_player(unet()), calls=calls)
+    assert len(calls) == made
+    (tmp_path / "round-1" / "result.safetensors").unlink()
+    for checkpoint in (tmp_path / "round-1").glob("step-*"):
+        checkpoint.unlink()
+    run_game(tmp_path, lora_player(unet(seed=1)), calls=calls)
+    assert len(calls) == 2 * made
+
+
+@pytest.mark.parametrize("change", ["prompt", "seed", "shape", "model", "sampler"])
+def test_a_pictures_key_holds_all_that_it_is_made_from(tmp_path, change):
+    values = {"prompt": "a", "seed": 1, "shape": (4, 4, 4), "model": "m", "sampler": {"cfg": 7.5}}
+    other = values | {
+        change: {"prompt": "b", "seed": 2, "shape": (4, 4, 8), "model": "n", "sampler": {"cfg": 1.0}}[change]
+    }
+
+    def key(v):
+        return Pictures(TensorStore(tmp_path), v["model"], v["sampler"]).key(Order(v["prompt"], v["seed"], v["shape"]))
+
+    assert key(values) != key(other)
+
+
+def test_sharded_generation_makes_every_picture_once(tmp_path):
+    calls, sample = [], sampler_of(Tiny(unet()))
+    pictures = Pictures(TensorStore(tmp_path), "m", {})
+    orders = [Order(f"p{i}", i, (4, 4, 4)) for i in range(7)]
+
+    def counted(prompts, seeds, shape):
+        calls.extend(seeds)
+        return sample(prompts, seeds, shape)
+
+    for rank in range(2):
+        pictures.make(orders, counted, 2, process_index=rank, num_processes=2)
+    assert sorted(calls) == list(range(7)) and all(pictures.key(order) in pictures.store for order in orders)
+
+
+def test_a_full_disk_in_generation_is_a_sentence(tmp_path):
+    (tmp_path / "pictures").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match=r"could not be written.*disk has room"):
+        run_game(tmp_path, lora_player(unet()))
+
+
+def a_step(low_memory, share_noise=True, options=None):
+    model = unet()
+    with torch.no_grad():
+        frozen = copy.deepcopy(model)
+        model.enter.weight += 0.01
+    data = corpus(4, shapes=((4, 5, 3),))
+    batches = PairBatches(data, BucketOrder(data.shapes, 4, 0), 1000, 0, torch.device("cpu"), data.real, share_noise)
+    step = PairStep(Tiny(model), Tiny(frozen), 200.0, options or PairOptions(), low_memory)
+    metrics = step(batches(0), lambda loss: loss.backward())
+    return metrics, [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("options", [PairOptions(), PairOptions(2.0, 0.2, 0.3)], ids=["plain", "all options"])
+def test_low_memory_split_equals_the_plain_step(options):
+    plain, split = a_step(False, options=options), a_step(True, options=options)
+    for name, value in plain[0].items():
+        torch.testing.assert_close(split[0][name], value, rtol=1e-5, atol=1e-6)
+    for found, expected in zip(split[1], plain[1], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def pair_batches(count=9, batch_size=4, rank=0, ranks=1, **options):
+    data = corpus(count)
+    order = BucketOrder(data.shapes, batch_size, seed=3)
+
+    def black(i):
+        return torch.zeros(data.shapes[i])
+
+    return PairBatches(
+        data, order, 1000, 3, torch.device("cpu"), black, process_index=rank, num_processes=ranks, **options
+    )
+
+
+def test_two_processes_draw_what_one_would():
+    one, first, second = pair_batches(), pair_batches(rank=0, ranks=2), pair_batches(rank=1, ranks=2)
+    for index in range(5):
+        for name in ("real", "other", "context", "t", "noise_real", "noise_other"):
+            halves = torch.cat([getattr(batches(index), name) for batches in (first, second)])
+            assert torch.equal(getattr(one(index), name), halves)
+
+
+def test_batches_have_one_shape_and_cover_every_sample():
+    order = BucketOrder(corpus(9).shapes, 4, seed=3)
+    epoch = [order.batch(i) for i in range(order.batches_per_epoch)]
+    assert all(len({corpus(9).shapes[i] for i in batch}) == 1 for batch in epoch)
+    assert {i for batch in epoch for i in batch} == set(range(9))
+    assert epoch != [order.batch(i + order.batches_per_epoch) for i in range(order.batches_per_epoch)]
+
+
+def test_noise_is_shared_unless_asked_otherwise():
+    assert torch.equal(pair_batches()(0).noise_real, pair_batches()(0).noise_other)
+    apart = pair_batches(share_noise=False)(0)
+    assert not torch.equal(apart.noise_real, apart.noise_other)
+
+
+def test_captions_are_dropped_for_the_whole_pair():
+    """One context serves both sides: a dropped caption is dropped on both."""
+    empty = embed([""])[0]
+    dropped = sum(int(torch.equal(c, empty)) for i in range(50) for c in pair_batches(caption_dropout=0.5)(i).context)
+    assert 60 < dropped < 140
+
+
+def test_supervised_fine_tuning_lowers_the_real_error(tmp_path):
+    player = full_player(unet())
+    with player.attached():
+        run = Run(corpus(), settings(steps=(60,), lr=(3e-3,)), LocalEngine(), tmp_path)
+        history = train_baseline(player, run, "sft").rounds[0].history
+    assert sum(r.loss for r in history[-10:]) < 0.9 * sum(r.loss for r in history[:10])
+
+
+def test_dpo_keeps_its_reference_and_prefers_the_preferred(tmp_path):
+    player = lora_player(unet())
+    with player.attached():
+        run = Run(corpus(rejected=True), settings(steps=(30,)), LocalEngine(), tmp_path)
+        history = train_baseline(player, run, "dpo").rounds[0].history
+    assert history[0].loss == pytest.approx(math.log(2), abs=1e-6)
+    assert history[-1].metrics["error_reference_real"] > 0 and history[-1].metrics["drift"] > 0
+
+
+def test_dpo_without_pairs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="needs preference pairs"):
+        train_baseline(lora_player(unet()), Run(corpus(), settings(), LocalEngine(), tmp_path), "dpo")
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0])
+def test_beta_at_or_below_0_is_refused(beta):
+    with pytest.raises(ValueError, match="must be above 0"):
+        RoundSettings(beta=(2000.0, beta))
+
+
+def test_values_per_round_stay_at_the_last_one(tmp_path):
+    game = run_game(tmp_path, lora_player(unet()), rounds=3, changes={"lr": (1e-2, 1e-3)})
+    assert [training.history[-1].lr for training in game.rounds] == [1e-2, 1e-3, 1e-3]
+
+
+def test_a_finished_round_of_other_settings_is_not_taken(tmp_path):
+    run_game(tmp_path, lora_player(unet()))
+    with pytest.raises(ValueError, match=r"beta was 50.0 and is now 60.0"):
+        run_game(tmp_path, lora_player(unet()), changes={"beta": (60.0,)})
+
+
+def test_a_missing_picture_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r'picture for "a cat" .seed 3. is missing'):
+        Pictures(TensorStore(tmp_path), "m", {}).latent(Order("a cat", 3, (4, 4, 4)))
+
+
+KILLED = """
+import sys
+sys.path[:0] = {path!r}
+from test_spin_game import *
+say = lambda p: print(p.phase, p.round_number, p.done, flush=True)
+run_game({folder!r}, lora_player(unet()), rounds=2, changes={changes!r}, on_progress=say)
+"""
+
+
+@pytest.mark.parametrize("until", ["train 1 8", "generate 2 2"])
+def test_kill_9_in_any_phase_then_resume_gives_the_same_bits(tmp_path, until):
+    here, changes = os.path.dirname(__file__), {"steps": (8,), "checkpoint_every": 1}
+    path = [here, os.path.dirname(os.path.dirname(here))]
+    code = KILLED.format(path=path, folder=str(tmp_path / "killed"), changes=changes)
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    while child.stdout.readline().strip() != until:
+        pass
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    whole, resumed = lora_player(unet()), lora_player(unet())
+    expected = run_game(tmp_path / "whole", whole, rounds=2, changes=changes)
+    found = run_game(tmp_path / "killed", resumed, rounds=2, changes=changes)
+    assert resumed.opponent_hash() == whole.opponent_hash()
+    assert [r.metrics for t in found.rounds for r in t.history] == [
+        r.metrics for t in expected.rounds for r in t.history
+    ]
