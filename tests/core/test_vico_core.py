@@ -1,0 +1,105 @@
+"""Places, placeholder and the bank of reference features."""
+
+import pytest
+import torch
+
+from vico_core import FeatureBank, check_prompt, column_attention, feature_bytes, find_places, isolate, object_mask
+from vico_core.placeholder import check_placeholder, pattern
+
+
+def keys(levels, depth=1):
+    return [f"output_blocks.{n}.1.transformer_blocks.{d}.attn1.to_q.weight" for n in levels for d in range(depth)]
+
+
+@pytest.mark.parametrize(
+    ("levels", "depth", "expected"),
+    [
+        (range(3, 12), 1, ["output_blocks.4.1", "output_blocks.6.1", "output_blocks.8.1", "output_blocks.10.1"]),  # SD1.x, SD2.x
+        (range(6), 10, ["output_blocks.1.1", "output_blocks.3.1", "output_blocks.5.1"]),  # SDXL
+        (range(4), 1, ["output_blocks.1.1", "output_blocks.3.1"]),
+        ([], 1, []),
+    ],
+)
+def test_places_are_every_second_attention_block_of_the_decoder(levels, depth, expected):
+    places = find_places(["input_blocks.1.1.transformer_blocks.0.norm1.weight", *keys(levels, depth)])
+    assert [place.name for place in places] == expected
+    assert all(place.block == f"{place.name}.transformer_blocks.{depth - 1}" for place in places)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "isolated"),
+    [
+        ("a photo of a *, on the beach", "a photo of a  * , on the beach"),
+        ("(*:1.2) and *", "( * :1.2) and  * "),
+        ("2*3", "2*3"),
+        ("no trigger", "no trigger"),
+    ],
+)
+def test_the_placeholder_is_a_word_of_its_own(prompt, isolated):
+    assert isolate(prompt, "*") == isolated
+
+
+def test_a_word_like_placeholder_is_not_found_inside_a_word():
+    assert not pattern("sks").search("flasks")
+    assert pattern("sks").search("a sks, red")
+
+
+def test_a_prompt_without_the_placeholder_gets_a_sentence():
+    with pytest.raises(ValueError, match='does not contain the trigger word "\\*"'):
+        check_prompt("a photo of a dog", "*")
+    check_prompt("a photo of a *", "*")
+
+
+def test_a_split_placeholder_gets_a_sentence():
+    with pytest.raises(ValueError, match="split into 3 tokens"):
+        check_placeholder("<toy>", lambda text: [1, 2, 3])
+    assert check_placeholder("*", lambda text: [265]) == 265
+
+
+def test_column_attention_by_hand():
+    """One head of width 1, scale 1: softmax([ln 1, ln 3]) = (¼, ¾), and twice-named columns are averaged."""
+    q = torch.ones(1, 2, 1)
+    k = torch.tensor([[[0.0], [torch.tensor(3.0).log()]]])
+    assert torch.allclose(column_attention(q, k, 1, [[1]]), torch.tensor([[0.75, 0.75]]))
+    assert torch.allclose(column_attention(q, k, 1, [[0, 1]]), torch.tensor([[0.5, 0.5]]))
+
+
+def test_the_mask_does_not_depend_on_the_scale_of_the_map():
+    torch.manual_seed(0)
+    attention = torch.rand(5, 64)
+    assert torch.equal(object_mask(attention), object_mask(attention * 512))
+
+
+def features(tokens):
+    return {"output_blocks.4.1": torch.randn(tokens, 8)}  # 32 bytes a token
+
+
+def test_the_bank_gives_back_what_it_was_given():
+    bank = FeatureBank()
+    kept = features(4)
+    bank.put("a", kept, 10_000)
+    kept_before = kept["output_blocks.4.1"].clone()
+    kept["output_blocks.4.1"].zero_()
+    assert torch.equal(bank.get("a", "cpu")["output_blocks.4.1"], kept_before)
+    assert bank.get("b", "cpu") is None
+    assert bank.nbytes == 4 * 8 * 4 == feature_bytes([(4, 8)], 4)
+
+
+def test_the_bank_keeps_to_its_budget_and_never_evicts_the_running_picture():
+    bank = FeatureBank()
+    bank.begin_run()
+    for step in range(5):
+        bank.put(step, features(10), 3 * 320)
+    assert bank.nbytes == 3 * 320
+    assert [bank.get(step, "cpu") is not None for step in range(5)] == [True, True, True, False, False]
+
+
+def test_the_bank_evicts_what_an_earlier_picture_left_unused_longest():
+    bank = FeatureBank()
+    bank.begin_run()
+    for name in "abc":
+        bank.put(name, features(10), 3 * 320)
+    bank.begin_run()
+    bank.get("a", "cpu")
+    bank.put("new", features(10), 3 * 320)
+    assert [name for name in "abc" if bank.get(name, "cpu") is None] == ["b"]

@@ -1,0 +1,28 @@
+"""ViCo (arXiv 2306.00971) as plain PyTorch: image attention to one photo of an object, beside a frozen diffusion model."""
+
+from .attention_maps import attention_regularization, column_attention, object_mask, otsu_threshold
+from .concept import ViCoConcept
+from .image_attention import ImageAttention
+from .placeholder import check_prompt, embed_placeholder, find_columns, first_end_of_text, isolate
+from .places import Place, find_places
+from .reference import FeatureBank, Features, feature_bytes, keep_tokens
+
+__all__ = [
+    "FeatureBank",
+    "Features",
+    "ImageAttention",
+    "Place",
+    "ViCoConcept",
+    "attention_regularization",
+    "check_prompt",
+    "column_attention",
+    "embed_placeholder",
+    "feature_bytes",
+    "find_columns",
+    "find_places",
+    "first_end_of_text",
+    "isolate",
+    "keep_tokens",
+    "object_mask",
+    "otsu_threshold",
+]

@@ -1,0 +1,95 @@
+"""The image attention block (ViCo §3.1): a transformer block whose cross-attention looks at the reference photo's tokens."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention from x [B, N, dim] to context [B or 1, M, dim]; one context row serves every row of x."""
+
+    def __init__(self, dim, heads, dim_head, operations=nn, dtype=None, device=None):
+        super().__init__()
+        inner = heads * dim_head
+        self.heads = heads
+        self.to_q = operations.Linear(dim, inner, bias=False, dtype=dtype, device=device)
+        self.to_k = operations.Linear(dim, inner, bias=False, dtype=dtype, device=device)
+        self.to_v = operations.Linear(dim, inner, bias=False, dtype=dtype, device=device)
+        self.to_out = nn.ModuleList([operations.Linear(inner, dim, dtype=dtype, device=device)])
+
+    def forward(self, x: Tensor, context: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        rows, length, _ = x.shape
+        shared = context.shape[0] == 1 and rows > 1 and key_mask is None
+        q = self.to_q(x)
+        if shared:  # queries do not see each other, so the rows of one context are one long row
+            q = q.reshape(1, rows * length, -1)
+        q, k, v = (self.split(t) for t in (q, self.to_k(context), self.to_v(context)))  # [B, heads, N or M, dim_head]
+        mask = None if key_mask is None else key_mask[:, None, None, :]  # [B, 1, 1, M]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.to_out[0](out.transpose(1, 2).reshape(rows, length, -1))
+
+    def split(self, t: Tensor) -> Tensor:
+        return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class GEGLU(nn.Module):
+    def __init__(self, dim, inner, operations=nn, dtype=None, device=None):
+        super().__init__()
+        self.proj = operations.Linear(dim, inner * 2, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim, operations=nn, dtype=None, device=None):
+        super().__init__()
+        gate = GEGLU(dim, dim * 4, operations, dtype, device)
+        self.net = nn.ModuleList([gate, nn.Identity(), operations.Linear(dim * 4, dim, dtype=dtype, device=device)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class ImageAttention(nn.Module):
+    """ViCo's image attention block (§3.1): self-attention, attention to the reference's tokens, feed-forward; each residual.
+
+    dim: width of the place; heads × dim_head as in the host's block there. `operations` makes Linear and LayerNorm (ComfyUI's
+    casting ones, in the host). The state dict has the original's keys (attn1.to_q.weight … ff.net.2.bias, norm1 … norm3).
+    """
+
+    def __init__(self, dim, heads, dim_head, operations=nn, dtype=None, device=None):
+        super().__init__()
+        self.attn1 = Attention(dim, heads, dim_head, operations, dtype, device)
+        self.attn2 = Attention(dim, heads, dim_head, operations, dtype, device)
+        self.ff = FeedForward(dim, operations, dtype, device)
+        self.norm1 = operations.LayerNorm(dim, dtype=dtype, device=device)
+        self.norm2 = operations.LayerNorm(dim, dtype=dtype, device=device)
+        self.norm3 = operations.LayerNorm(dim, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor, reference: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """x [B, N, dim], reference [B, M, dim], key_mask bool [B, M] (True = may be attended) → [B, N, dim]."""
+        x = self.attend_self(x)
+        x = x + self.attn2(self.norm2(x), reference, key_mask)
+        return x + self.ff(self.norm3(x))
+
+    def forward_kept(self, x: Tensor, kept: list[tuple[list[int], Tensor]]) -> Tensor:
+        """The same on gathered keys: `kept` pairs the rows of x that share a context with their kept tokens [K, dim].
+
+        Equal to `forward` with the mask that kept them. Every row of x must be in exactly one pair.
+        """
+        x = self.attend_self(x)
+        queries = self.norm2(x)
+        if len(kept) == 1:
+            seen = self.attn2(queries, kept[0][1][None])
+        else:
+            seen = torch.empty_like(x)
+            for rows, tokens in kept:
+                seen[rows] = self.attn2(queries[rows], tokens[None])
+        x = x + seen
+        return x + self.ff(self.norm3(x))
+
+    def attend_self(self, x: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        return x + self.attn1(normed, normed)
