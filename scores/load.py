@@ -38,15 +38,20 @@ KINDS = {
 }
 
 
+def existing(kind: str, path: Path) -> Path:
+    """The path, where there is something at it."""
+    if not path.exists():
+        raise ValueError(f'There is no "{path}". {KINDS[kind].title} needs {KINDS[kind].put}.')
+    return path
+
+
 def load_scorer(kind: str, path: Path, tokenizer: Path | None = None, backbone: Path | None = None) -> Scorer:
     """The scorer of a file or folder.
 
     tokenizer: a folder with CLIP's vocabulary, for files that come without (the host's comfy/sd1_tokenizer).
     backbone: the CLIP folder of the aesthetic predictor; beside its file where None.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f'There is no "{path}". {KINDS[kind].title} needs {KINDS[kind].put}.')
+    path = existing(kind, Path(path))
     if kind == "pickscore":
         from .pickscore import load
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,11 +22,17 @@ class PictureError(ValueError):
 
 def open_picture(path: Path) -> Image.Image:
     """The file's picture as RGB, decoded. Raises PictureError where it does not decode."""
+    return decode(path, path)
+
+
+def decode(source, name: Path) -> Image.Image:
+    """The picture of a file or of its bytes, as RGB. name: what the error calls it."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(source) as picture:
             return picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f'"{path}" does not decode as a picture ({error}). Make it again, or remove it.') from error
+        reason = "it is no picture file" if isinstance(error, UnidentifiedImageError) else error
+        raise PictureError(f'"{name}" does not decode as a picture ({reason}). Make it again, or remove it.') from error
 
 
 def resize_shortest(picture: Image.Image, size: int) -> Image.Image:

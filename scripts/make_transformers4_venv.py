@@ -1,4 +1,4 @@
-"""Makes .venv-t4: transformers 4 and the originals' open_clip over the main environment's torch (80 MB, half a minute).
+"""Makes .venv-t4: transformers 4 and the originals' open_clip over the main environment's torch (190 MB, half a minute).
 
     python3 -m scripts.make_transformers4_venv
 

@@ -1,0 +1,148 @@
+"""From raw scores to what a report says: complete tables of prompts × seeds, duels with their intervals."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .statistics import (
+    Interval,
+    aggregate,
+    interval_method,
+    mean_difference_interval,
+    mean_interval,
+    win_rate,
+    win_rate_interval,
+)
+
+
+class Table(NamedTuple):
+    """One scorer's numbers where every model has them: P prompts, S seeds.
+
+    scores: model to [P, S]. pictures: model to its files, [P][S]. left_out: sentences on what is not in the table.
+    """
+
+    scorer: str
+    by: str
+    models: list[str]
+    prompts: list[str]
+    seeds: list[list[str]]
+    scores: dict[str, np.ndarray]
+    pictures: dict[str, list[list[str]]]
+    left_out: list[str]
+
+
+class Duel(NamedTuple):
+    """One model against the baseline by one scorer, in prompts."""
+
+    scorer: str
+    model: str
+    baseline: str
+    prompts: int
+    win_rate: float
+    interval: Interval
+    method: str
+    difference: float
+    difference_interval: Interval
+
+    @property
+    def verdict(self) -> str:
+        """wins or loses where the interval lies on one side of 50%, else even."""
+        if self.interval.low > 0.5:
+            return "wins"
+        return "loses" if self.interval.high < 0.5 else "even"
+
+
+def tables(rows: Sequence[dict], models: Sequence[str]) -> list[Table]:
+    """A table for every scorer of the rows, in order of appearance."""
+    found = dict.fromkeys(row["by"] for row in rows)
+    made = [table([row for row in rows if row["by"] == by], models) for by in found]
+    if not any(table.prompts for table in made):
+        raise ValueError("There is no prompt that every model has a score for at equal seeds; nothing can be compared.")
+    return [table for table in made if table.prompts]
+
+
+def table(rows: Sequence[dict], models: Sequence[str]) -> Table:
+    """The prompts that all models have at the same seeds, as many seeds as most prompts have. rows: one scorer's."""
+    models = [model for model in models if any(row["model"] == model for row in rows)]
+    cells: dict[tuple, dict[str, dict[str, dict]]] = {}
+    for row in rows:
+        if "score" in row:
+            seeds = cells.setdefault((row["concept"], row["prompt"]), {}).setdefault(row["model"], {})
+            seeds[row["seed"]] = row
+    shared = {key: common_seeds(cell, models) for key, cell in cells.items()}
+    usual = Counter(len(seeds) for seeds in shared.values() if seeds).most_common(1)
+    kept = [key for key, seeds in shared.items() if seeds and len(seeds) == usual[0][0]]
+    grid = {model: [[cells[key][model][seed] for seed in shared[key]] for key in kept] for model in models}
+    return Table(
+        scorer=rows[0]["scorer"],
+        by=rows[0]["by"],
+        models=models,
+        prompts=[f"{concept}: {prompt}" if concept else prompt for concept, prompt in kept],
+        seeds=[shared[key] for key in kept],
+        scores={model: np.array([[row["score"] for row in line] for line in grid[model]]) for model in models},
+        pictures={model: [[row["picture"] for row in line] for line in grid[model]] for model in models},
+        left_out=left_out(rows, cells, kept),
+    )
+
+
+def common_seeds(cell: dict[str, dict[str, dict]], models: Sequence[str]) -> list[str]:
+    """The seeds that every model has for this prompt, numbers in their order."""
+    shared = set.intersection(*(set(cell.get(model, ())) for model in models))
+    return sorted(shared, key=lambda seed: (int(seed), "") if seed.isdecimal() else (0, seed))
+
+
+def left_out(rows: Sequence[dict], cells: dict, kept: list) -> list[str]:
+    sentences = []
+    if len(cells) > len(kept):
+        missing = f"{len(cells) - len(kept)} of {len(cells)} prompts"
+        sentences.append(f"{missing}, which not every model has at equal seeds, and at as many as the others")
+    broken = [row for row in rows if "error" in row]
+    return sentences + [f"{row['model']}: {row['error']}" for row in broken]
+
+
+def duel(table: Table, model: str, baseline: str, how: str = "mean", k: int | None = None) -> Duel:
+    """model against baseline over the table's prompts, each prompt one number by the aggregation."""
+    a, b = (aggregate(table.scores[name], how, k) for name in (model, baseline))  # [P] each
+    return Duel(
+        scorer=table.scorer,
+        model=model,
+        baseline=baseline,
+        prompts=len(a),
+        win_rate=win_rate(a, b),
+        interval=win_rate_interval(a, b),
+        method=interval_method(a, b),
+        difference=float((a - b).mean()),
+        difference_interval=mean_difference_interval(a, b),
+    )
+
+
+def duels(made: Sequence[Table], baseline: str, how: str = "mean", k: int | None = None) -> list[Duel]:
+    """Every other model against the baseline, by every scorer that saw both."""
+    return [
+        duel(table, model, baseline, how, k)
+        for table in made
+        if baseline in table.models
+        for model in table.models
+        if model != baseline
+    ]
+
+
+class Mean(NamedTuple):
+    """A model's mean over prompts by one scorer, with its interval."""
+
+    scorer: str
+    model: str
+    mean: float
+    interval: Interval
+
+
+def means(made: Sequence[Table], how: str = "mean", k: int | None = None) -> list[Mean]:
+    """Every model's mean by every scorer, on the prompts that all models share."""
+    found = []
+    for table in made:
+        for model in table.models:
+            values = aggregate(table.scores[model], how, k)
+            found.append(Mean(table.scorer, model, float(values.mean()), mean_interval(values)))
+    return found

@@ -1,0 +1,110 @@
+"""A run's folder: run.json says how the numbers came about, scores.jsonl holds every raw score, a line each.
+
+Lines are only ever added, so a run that was cut off goes on where it stopped; a cut line at the end is dropped.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+from .samples import Sample
+from .scorer import Scorer
+
+PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "numpy", "scipy")
+
+
+def identity(record: dict) -> str:
+    """Twelve hex digits of a scorer's record: another checkpoint or preprocessing is another scorer."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # transformers is not needed for every scorer
+            found[name] = "not installed"
+    return found
+
+
+def write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+class Run:
+    """A folder of raw scores. Opening an existing one continues it."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.about = json.loads((self.folder / "run.json").read_text("utf-8")) if self.exists() else {"scorers": {}}
+        self.rows = read_rows(self.folder / "scores.jsonl")
+        self.known = {row_key(row) for row in self.rows if "score" in row}
+
+    def exists(self) -> bool:
+        return (self.folder / "run.json").is_file()
+
+    def describe(self, **facts) -> None:
+        """Keeps facts of the run (models in order, protocol …) beside the versions that made it."""
+        self.about = {**self.about, **facts, "versions": versions()}
+        write_atomically(self.folder / "run.json", json.dumps(self.about, indent=1, ensure_ascii=False))
+
+    def describe_scorer(self, scorer: Scorer) -> str:
+        """Keeps the scorer's record. Returns its identity."""
+        record = scorer.record()
+        self.describe(scorers={**self.about["scorers"], identity(record): record})
+        return identity(record)
+
+    def add(self, rows: Iterable[dict]) -> None:
+        """Appends raw scores and has them on the disk before it returns."""
+        rows = list(rows)
+        with open(self.folder / "scores.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows += rows
+        self.known |= {row_key(row) for row in rows if "score" in row}
+
+
+def row_of(sample: Sample, scorer: str, by: str, sha256: str) -> dict:
+    """What a raw score says beside its number."""
+    return {
+        "model": sample.model,
+        "prompt": sample.prompt,
+        "seed": sample.seed,
+        "concept": sample.concept,
+        "references": references_key(sample.references),
+        "picture": str(sample.picture),
+        "sha256": sha256,
+        "scorer": scorer,
+        "by": by,
+    }
+
+
+def references_key(references: tuple[Path, ...]) -> str:
+    """Which photos a picture was held against, in twelve digits of their names and sizes; empty without any."""
+    names = [f"{path.name}:{path.stat().st_size}" for path in references]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12] if names else ""
+
+
+def row_key(row: dict) -> tuple:
+    """Two rows of one key are the same measurement."""
+    return tuple(row[name] for name in ("by", "model", "picture", "sha256", "prompt", "references"))
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Every whole line of scores.jsonl; a last line that was cut off is taken out of the file too."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole, cut = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
+    if cut:
+        write_atomically(path, whole)
+    return [json.loads(line) for line in whole.splitlines()]

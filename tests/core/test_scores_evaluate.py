@@ -1,0 +1,284 @@
+"""Prompt lists, which picture belongs to which prompt, runs that go on after a stop, ViCo's protocol, the command."""
+
+import json
+
+import pytest
+
+from benchmarks import scores_tiny as tiny
+from scores import samples, vico_protocol
+from scores.__main__ import main
+from scores.comparison import tables
+from scores.evaluate import evaluate
+from scores.prompts import read_prompts
+from scores.run import Run
+from scores.scorer import Scorer
+
+LISTS = {
+    "list.txt": "a cat\n\n  a dog \n",
+    "PartiPrompts.tsv": 'Prompt\tCategory\na "cat\tAnimals\na dog\tAnimals\n',
+    "table.csv": 'id,Caption\n0,"a cat, black"\n1,a dog\n',
+    "anime.json": '["a cat", "a dog"]',
+    "test.json": '[{"prompt": "a cat", "rank": [0, 1]}, {"prompt": "a dog"}]',
+}
+FIRST = {"PartiPrompts.tsv": 'a "cat', "table.csv": "a cat, black"}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_prompt_lists(tmp_path, name):
+    """PartiPrompts' quotes are letters, CSV's are not."""
+    (tmp_path / name).write_text(LISTS[name])
+    assert read_prompts(tmp_path / name) == [FIRST.get(name, "a cat"), "a dog"]
+
+
+@pytest.mark.parametrize(
+    "name, content, sentence",
+    [
+        ("list.txt", "\n", "no prompts"),
+        ("table.csv", "a,b\n1,2\n", "no column prompt"),
+        ("table.csv", "prompt,b\n,2\n", "empty prompt at row 0"),
+        ("broken.json", "[", "is not JSON"),
+        ("numbers.json", "[1]", "must be a list of prompts"),
+        ("list.docx", "", "is no prompt list"),
+    ],
+)
+def test_lists_that_are_none_are_said(tmp_path, name, content, sentence):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=sentence):
+        read_prompts(tmp_path / name)
+
+
+def pictures(folder, *names):
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        tiny.picture(48, 32, seed).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("names", [("00000_0.png", "00001_0.jpg"), ("0/0.png", "1/0.png"), ("0-0.webp", "1-0.png")])
+def test_pictures_find_their_prompt_by_number(tmp_path, names):
+    found = samples.samples_of("m", pictures(tmp_path, *names), ["a cat", "a dog"], None)
+    assert [(sample.prompt, sample.seed) for sample in found] == [("a cat", "0"), ("a dog", "0")]
+
+
+def test_a_metadata_table_gives_prompt_and_seed(tmp_path):
+    pictures(tmp_path, "b.png", "a.png")
+    rows = [{"file_name": "b.png", "text": "a cat", "seed": 7}, {"file_name": "a.png", "text": "a cat"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = samples.samples_of("m", tmp_path, None, None)
+    assert [(sample.picture.name, sample.seed) for sample in found] == [("b.png", "7"), ("a.png", "1")]
+
+
+def test_captions_beside_the_pictures(tmp_path):
+    pictures(tmp_path, "x.png", "y.png")
+    for name in "xy":
+        (tmp_path / f"{name}.txt").write_text("a cat\n")
+    found = samples.samples_of("m", tmp_path, None, None)
+    assert [(sample.prompt, sample.seed) for sample in found] == [("a cat", "0"), ("a cat", "1")]
+
+
+@pytest.mark.parametrize(
+    "names, prompts, layout, sentence",
+    [
+        (("7_0.png",), ["a cat"], None, "belongs to prompt 7"),
+        (("x.png",), ["a cat"], None, "no pictures named as"),
+        (("x.png",), None, None, "has no prompt"),
+        (("0_0.png",), ["a cat"], "{seed}", "must hold {prompt}"),
+        ((), None, None, "no folder|no pictures"),
+    ],
+)
+def test_pictures_without_a_prompt_are_said(tmp_path, names, prompts, layout, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        samples.samples_of("m", pictures(tmp_path / "folder", *names), prompts, layout)
+
+
+def test_a_table_cannot_point_outside_its_folder(tmp_path):
+    folder = pictures(tmp_path / "folder", "a.png")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "../secret.png", "text": "a cat"}))
+    with pytest.raises(ValueError, match="points outside"):
+        samples.samples_of("m", folder, None, None)
+
+
+class Width(Scorer):
+    """A picture's width: a scorer whose answers can be seen with the eye, and counted."""
+
+    name, formula, needs_prompt = "width", "pixels", True
+
+    def __init__(self, stops_after: int | None = None):
+        self.asked, self.stops_after = [], stops_after
+
+    def score(self, pictures, prompts=None, references=None):
+        self.check(pictures, prompts, references)
+        if self.stops_after is not None and len(self.asked) >= self.stops_after:
+            raise KeyboardInterrupt
+        self.asked += prompts
+        return [float(picture.width) for picture in pictures]
+
+
+def folder_of(path, count, model):
+    prompts = [f"prompt {i}" for i in range(count)]
+    return samples.samples_of(model, pictures(path, *(f"{i}_0.png" for i in range(count))), prompts, None)
+
+
+def quiet(line):
+    pass
+
+
+def test_a_run_that_was_stopped_goes_on_and_asks_nothing_twice(tmp_path):
+    """40 pictures are two chunks of 32 and 8; the stop comes at the second."""
+    asked, first, second = folder_of(tmp_path / "p", 40, "m"), Width(stops_after=32), Width()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Run(tmp_path / "run"), asked, [lambda: first], quiet)
+    evaluate(Run(tmp_path / "run"), asked, [lambda: second], quiet)
+    assert len(second.asked) == 8 and set(first.asked + second.asked) == {sample.prompt for sample in asked}
+    whole = Run(tmp_path / "run")
+    assert len(whole.rows) == 40 and {row["score"] for row in whole.rows} == {48.0}
+
+
+def test_a_cut_last_line_is_scored_again(tmp_path):
+    asked, again = folder_of(tmp_path / "p", 3, "m"), Width()
+    evaluate(Run(tmp_path / "run"), asked, [Width], quiet)
+    file = tmp_path / "run" / "scores.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    evaluate(Run(tmp_path / "run"), asked, [lambda: again], quiet)
+    assert len(again.asked) == 1 and len(Run(tmp_path / "run").rows) == 3
+
+
+def test_a_changed_picture_or_scorer_is_asked_again(tmp_path):
+    asked, same, other = folder_of(tmp_path / "p", 2, "m"), Width(), Width()
+    evaluate(Run(tmp_path / "run"), asked, [Width], quiet)
+    tiny.picture(60, 32).save(asked[0].picture)
+    other.formula = "another"
+    evaluate(Run(tmp_path / "run"), asked, [lambda: same, lambda: other], quiet)
+    assert same.asked == ["prompt 0"] and len(other.asked) == 2
+
+
+def test_one_undecodable_picture_is_named_and_the_others_are_scored(tmp_path):
+    asked = folder_of(tmp_path / "p", 40, "m")
+    asked[17].picture.write_bytes(b"broken")
+    evaluate(Run(tmp_path / "run"), asked, [Width], quiet)
+    rows = Run(tmp_path / "run").rows
+    assert sum("score" in row for row in rows) == 39
+    assert next(row["error"] for row in rows if "error" in row).startswith(f'"{asked[17].picture}" does not decode')
+
+
+def test_the_table_keeps_prompts_that_all_models_have(tmp_path):
+    """Model b lacks prompt 2, so two of three prompts remain, and the page says so."""
+    asked = folder_of(tmp_path / "a", 3, "a") + folder_of(tmp_path / "b", 2, "b")
+    run = Run(tmp_path / "run")
+    evaluate(run, asked, [Width], quiet)
+    (table,) = tables(run.rows, run.about["models"])
+    assert table.prompts == ["prompt 0", "prompt 1"] and table.scores["a"].shape == (2, 1)
+    assert table.left_out[0].startswith("1 of 3 prompts")
+
+
+DREAMBOOTH = """Classes
+
+subject_name,class
+backpack,backpack
+dog6,dog
+
+Prompts
+
+Object Prompts
+
+prompt_list = [
+'a {0} {1} in the jungle'.format(unique_token, class_token),
+'a red {0} {1}'.format(unique_token, class_token)
+]
+
+Live Subject Prompts
+
+prompt_list = [
+'a {0} {1} wearing a red hat'.format(unique_token, class_token)
+]
+"""
+
+
+def test_dreambooths_prompts_and_classes(tmp_path):
+    (tmp_path / "prompts_and_classes.txt").write_text(DREAMBOOTH)
+    data = vico_protocol.read_data(tmp_path)
+    assert data.templates("backpack") == ["a {} in the jungle", "a red {}"]
+    assert data.templates("dog6") == ["a {} wearing a red hat"]
+
+
+def vico_data(folder):
+    pictures(folder, "cat-toy/0.jpg", "cat-toy/1.jpg", "brown_dog/0.jpg")
+    (folder / "prompts_live_objects.txt").write_text("a {} in the snow\na wet {}\n")
+    (folder / "prompts_nonlive_objects.txt").write_text("a {} in the jungle\na red {}\n")
+    return folder
+
+
+def test_vicos_results_meet_their_photos_and_prompts(tmp_path):
+    """cat_statue's photos lie in cat-toy; the dog takes the live list; the placeholder is left out of the text."""
+    data = vico_protocol.read_data(vico_data(tmp_path / "data"))
+    results = pictures(tmp_path / "r", "cat_statue/prompt_0/samples/0.png", "brown_dog/prompt_1/3.png")
+    dog, cat = vico_protocol.samples_of("ViCo", results, data, "standard")
+    assert (dog.prompt, dog.seed, len(dog.references)) == ("a wet", "3", 1)
+    assert (cat.prompt, cat.seed, len(cat.references)) == ("a in the jungle", "0", 2)
+    theirs = vico_protocol.samples_of("ViCo", results, data, "dreammatcher")
+    assert theirs[0].prompt == "a wet {}"
+
+
+def test_vicos_mean_is_over_prompts_then_concepts():
+    """x: prompt means 0 and 1, so ½; y: 0.2. Their mean 0.35; over all four numbers it would be 0.3."""
+    numbers = [("x", "p", 0.0), ("x", "q", 1.0), ("y", "p", 0.2), ("y", "p", 0.2)]
+    rows = [{"scorer": "DINO", "model": "m", "concept": c, "prompt": p, "score": s} for c, p, s in numbers]
+    assert vico_protocol.summary(rows) == {"DINO": {"m": pytest.approx(0.35)}}
+
+
+def test_what_a_full_evaluation_lacks_is_said(tmp_path):
+    data = vico_protocol.read_data(vico_data(tmp_path / "data"))
+    results = pictures(tmp_path / "r", "cat_statue/prompt_0/0.png")
+    found = vico_protocol.samples_of("ViCo", results, data, "standard")
+    (sentence,) = vico_protocol.gaps(found)
+    assert sentence == "cat_statue: 1 of 31 prompts, 1 of them with fewer than 8 samples"
+
+
+@pytest.fixture(scope="module")
+def scorers_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scorers")
+    tiny.write_clip_folder(root / "clip-vit-base-patch32", activation="quick_gelu")
+    tiny.write_dino_folder(root / "dino-vits16")
+    return root
+
+
+def test_the_command_scores_a_folder_and_keeps_how(tmp_path, scorers_folder, capsys):
+    prompts = tmp_path / "list.txt"
+    prompts.write_text("a cat\na dog\n")
+    folders = {name: pictures(tmp_path / name, "0_0.png", "1_0.png") for name in "ab"}
+    given = [f"--pictures={name}={folder}" for name, folder in folders.items()]
+    command = ["evaluate", *given, "--prompts", str(prompts), "--scorer", "clip-score", "--device", "cpu"]
+    command += ["--scorers-folder", str(scorers_folder), "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    run = Run(tmp_path / "run")
+    assert len(run.rows) == 4 and run.about["models"] == ["a", "b"] and run.about["versions"]["torch"]
+    (record,) = run.about["scorers"].values()
+    assert record["checkpoints"][0]["file"] == "model.safetensors" and "4 scores" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "protocol, dino", [("standard", "DINO ViT-S/16"), ("dreammatcher", "DINO ViT-S/16 (DreamMatcher)")]
+)
+def test_the_command_runs_vicos_protocol(tmp_path, scorers_folder, protocol, dino):
+    data = vico_data(tmp_path / "data")
+    results = pictures(tmp_path / "r", "cat_statue/prompt_0/0.png", "brown_dog/prompt_1/0.png")
+    command = ["evaluate", "--vico", str(data), f"--pictures=ViCo={results}", "--protocol", protocol]
+    assert main([*command, "--scorers-folder", str(scorers_folder), "--out", str(tmp_path / "run")]) == 0
+    run = Run(tmp_path / "run")
+    table = vico_protocol.summary(run.rows)
+    assert list(table) == [dino, "CLIP-I (ViT-64/28)", "CLIP score (ViT-64/28)"] and len(run.rows) == 6
+
+
+@pytest.mark.parametrize(
+    "command, sentence",
+    [
+        (["--pictures", "x", "--scorer", "dino"], "must be NAME=FOLDER"),
+        (["--pictures", "m=nowhere"], "at least one --scorer"),
+        (["--pictures", "m=nowhere", "--scorer", "fid"], 'no scorer "fid"'),
+        (["--pictures", "m=nowhere", "--scorer", "dino=nothing"], 'no folder "nowhere"'),
+        (["--pictures", "m=a", "--pictures", "m=b", "--scorer", "dino"], "the same NAME"),
+    ],
+)
+def test_a_command_that_cannot_run_says_why(tmp_path, capsys, command, sentence):
+    assert main(["evaluate", *command, "--out", str(tmp_path / "run")]) == 1
+    assert sentence in capsys.readouterr().err
