@@ -1,0 +1,408 @@
+"""Trains the Sprite World from nothing: autoencoder, then U-Net and text encoder together, on the CPU or a GPU.
+
+    python -m scripts.train_sprite_world --minutes 100            # start, or go on where an earlier run stopped
+    python -m scripts.train_sprite_world --export                 # write the best weights so far into sprite_world/weights
+
+Everything it keeps lies in --work (default .train/sprite_world): checkpoints (replaced atomically), log.jsonl, sample grids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sprite_world.autoencoder import SpriteAutoencoder, whiten
+from sprite_world.muon import Muon
+from sprite_world.pictures import Picture, pictures, render
+from sprite_world.vocabulary import random_caption
+
+ROOT = Path(__file__).parent.parent
+WORK = ROOT / ".train" / "sprite_world"
+DATA_SEED = 1
+PICTURES = 60_000
+CAPTIONS_A_PICTURE = 4
+AUTOENCODER_BATCH, AUTOENCODER_RATE = 64, 2e-3
+BATCH = 48
+MUON_RATE, ADAM_RATE = 0.02, 2e-3
+WARM_UP_STEPS = 100
+EMA_DECAY = 0.995  # remembers some 200 steps, a twentieth of a run on two cores
+CAPTION_DROPOUT = 0.1  # teaches the empty prompt, for classifier-free guidance
+STRANGE_WORD = 0.15  # share of captions that carry a word of no meaning, so that unknown words do no harm
+MIN_SNR_GAMMA = 5.0
+
+
+def load_world_model(device: str):
+    """The host's classes, and this world's model built of them (the pack's own file, loaded by its path)."""
+    sys.path.insert(0, os.environ.get("COMFYUI_PATH", str(ROOT / ".host" / "ComfyUI")))
+    from comfy.cli_args import args
+
+    args.cpu, args.use_pytorch_cross_attention = device == "cpu", True
+    spec = importlib.util.spec_from_file_location("sprite_world_model", ROOT / "nodes" / "sprite_world_model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, write) -> None:
+    partial = path.with_suffix(path.suffix + ".partial")
+    write(partial)
+    os.replace(partial, path)
+
+
+def drawn_pictures(number: int) -> tuple[Tensor, list[Picture]]:
+    """Art [N, 3, 32, 32] uint8 and what it shows."""
+    stream = pictures(DATA_SEED)
+    drawn = [next(stream) for _ in range(number)]
+    art = np.stack([render(picture)[0] for picture in drawn])
+    return torch.from_numpy(art).permute(0, 3, 1, 2).contiguous(), drawn
+
+
+def to_unit(art: Tensor) -> Tensor:
+    return art.float() / 127.5 - 1
+
+
+@dataclass
+class Words:
+    """The tokens that captions use, as rows of a small table; row 0 stands for every token that they never use."""
+
+    token_ids: list[int]
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        lookup = torch.zeros(49408, dtype=torch.long)
+        lookup[torch.tensor(self.token_ids)] = torch.arange(1, len(self.token_ids) + 1)
+        return lookup[tokens]
+
+
+def tokenized(host, captions: list[str]) -> Tensor:
+    """[N, 77] token ids, by the host's SD1.x tokenizer. Each distinct caption is tokenized once."""
+    tokenizer = host.comfy.sd1_clip.SDTokenizer()
+    known: dict[str, list[int]] = {}
+    for text in set(captions):
+        known[text] = [token for token, _ in tokenizer.tokenize_with_weights(text)[0]]
+    return torch.tensor([known[text] for text in captions], dtype=torch.int32)
+
+
+def caption_tokens(host, drawn: list[Picture]) -> tuple[Tensor, Tensor, list[int]]:
+    """([N, captions, 77] ids, the empty caption's [77], the ids that occur)."""
+    rng = np.random.default_rng(DATA_SEED)
+    captions = [random_caption(rng, p.properties()) for p in drawn for _ in range(CAPTIONS_A_PICTURE)]
+    tokens = tokenized(host, [*captions, ""])
+    return tokens[:-1].view(len(drawn), CAPTIONS_A_PICTURE, 77), tokens[-1], tokens.unique().tolist()
+
+
+# ---- autoencoder ---------------------------------------------------------------------------------------------------
+
+
+def reconstruction_loss(decoded: Tensor, art: Tensor) -> Tensor:
+    """L1 for flat colours and crisp edges, the square for the PSNR."""
+    difference = decoded.float() - art
+    return difference.abs().mean() + 4 * difference.square().mean()
+
+
+def train_autoencoder(art: Tensor, minutes: float, device: str, log) -> SpriteAutoencoder:
+    """Latents are centred to unit variance by batch and get a little noise, so that the decoder forgives errors."""
+    torch.manual_seed(DATA_SEED)
+    model = SpriteAutoencoder().to(device, memory_format=torch.channels_last)
+    kernels = [p for p in model.parameters() if p.ndim == 4 and p.shape[-1] > 1]
+    rest = [p for p in model.parameters() if p.ndim != 4 or p.shape[-1] == 1]
+    all_optimizers = [
+        Muon(kernels, MUON_RATE),
+        torch.optim.AdamW(rest, lr=AUTOENCODER_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    start, step, progress = time.monotonic(), 0, 0.0
+    while progress < 1:
+        progress = min(1.0, (time.monotonic() - start) / (60 * minutes))
+        factor = min(1, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * progress))
+        batch = to_unit(art[torch.randint(len(art), (AUTOENCODER_BATCH,))]).to(
+            device, memory_format=torch.channels_last
+        )
+        with torch.autocast(device, torch.bfloat16):
+            latent = model.encode_art(batch)
+            latent = (latent - latent.mean((0, 2, 3), keepdim=True)) / latent.std((0, 2, 3), keepdim=True)
+            decoded = model.decode_art(latent + 0.03 * torch.randn_like(latent))
+        loss = reconstruction_loss(decoded, batch)
+        loss.backward()
+        for optimizer in all_optimizers:
+            set_rate(optimizer, factor)
+            optimizer.step()
+            optimizer.zero_grad()
+        step += 1
+        if step % 50 == 0:
+            log(part="autoencoder", step=step, loss=loss.item(), minutes=(time.monotonic() - start) / 60)
+    return settled(model, art)
+
+
+@torch.no_grad()
+def settled(model: SpriteAutoencoder, art: Tensor) -> SpriteAutoencoder:
+    """The model with its batch statistics, then the whitening, folded into its ends."""
+    latents = encoded(model, art[:4096])
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    first = model.from_white
+    first.bias.add_(first.weight[:, :, 0, 0] @ (-mean / std))
+    first.weight.div_(std[None, :, None, None])
+    inner_weight, inner_bias = first.weight[:, :, 0, 0].clone(), first.bias.clone()
+    whiten(model, latents)
+    first.bias.copy_(inner_weight @ first.bias + inner_bias)
+    first.weight.copy_((inner_weight @ first.weight[:, :, 0, 0])[..., None, None])
+    return model.eval()
+
+
+@torch.no_grad()
+def encoded(model: SpriteAutoencoder, art: Tensor) -> Tensor:
+    device = next(model.parameters()).device
+    return torch.cat([model.encode_art(to_unit(part).to(device)).cpu() for part in art.split(512)])
+
+
+@torch.no_grad()
+def psnr(model: SpriteAutoencoder, art: Tensor) -> float:
+    """Decibels over these pictures, peak 255."""
+    truth = to_unit(art)
+    decoded = model.decode_art(encoded(model, art)).clamp(-1, 1)
+    return 10 * math.log10(4 / F.mse_loss(decoded, truth).item())
+
+
+def autoencoder(work: Path, art: Tensor, minutes: float, device: str, log) -> SpriteAutoencoder:
+    path = work / "autoencoder.safetensors"
+    if path.exists():
+        model = SpriteAutoencoder()
+        model.load_state_dict(load_file(path))
+        return model.eval().to(device)
+    model = train_autoencoder(art, minutes, device, log)
+    write_atomically(path, lambda p: save_file({k: v.contiguous() for k, v in model.state_dict().items()}, p))
+    log(part="autoencoder", psnr=psnr(model.cpu(), art[-2048:]))
+    return model.to(device)
+
+
+# ---- diffusion -----------------------------------------------------------------------------------------------------
+
+
+def set_rate(optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+        group["lr"] = group["initial_lr"] * factor
+
+
+def optimizers(unet: nn.Module, text: nn.Module, kind: str) -> list:
+    """Muon for the matrices inside the networks; AdamW for ends, embeddings, norms and biases."""
+    ends = ("input_blocks.0.", "out.", "embedding", "time_embed")
+    named = [*unet.named_parameters(), *text.named_parameters()]
+    inner = [
+        p for name, p in named if p.ndim >= 2 and not any(end in name for end in ends) or "attn" in name and p.ndim >= 2
+    ]
+    if kind == "adam":
+        return [torch.optim.AdamW([p for _, p in named], lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.01)]
+    chosen = {id(p) for p in inner}
+    rest = [p for _, p in named if id(p) not in chosen]
+    return [Muon(inner, MUON_RATE), torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+class SpriteText(nn.Module):
+    """The text encoder in training: the host's transformer, fed from a table of only the tokens that occur."""
+
+    def __init__(self, transformer: nn.Module, rows: int):
+        super().__init__()
+        model = transformer.text_model
+        self.layers, self.final_layer_norm = model.encoder.layers, model.final_layer_norm
+        self.token_embedding = nn.Embedding(rows, 64)
+        self.position_embedding = nn.Embedding(77, 64)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows of the table [B, 77] -> context [B, 77, 64]. Out of place, which the host's own forward is not."""
+        from comfy.ldm.modules.attention import attention_pytorch
+
+        x = self.token_embedding(rows) + self.position_embedding.weight
+        mask = torch.full((77, 77), -torch.inf, device=x.device).triu_(1)
+        for layer in self.layers:
+            x = x + layer.self_attn(layer.layer_norm1(x), mask, attention_pytorch)
+            x = x + layer.mlp(layer.layer_norm2(x))
+        return self.final_layer_norm(x)
+
+
+def initialise(unet: nn.Module, text: SpriteText) -> None:
+    """The host leaves weights unset. Kaiming for matrices, zero where a residual branch ends, small normal embeddings."""
+    for module in [*unet.modules(), *text.modules()]:
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    for name, module in unet.named_modules():
+        if name.endswith(("out_layers.3", "proj_out")) or name == "out.2":
+            nn.init.zeros_(module.weight)
+    nn.init.normal_(text.token_embedding.weight, std=0.3)
+    nn.init.normal_(text.position_embedding.weight, std=0.1)
+
+
+def min_snr_weight(snr: Tensor) -> Tensor:
+    """Weight of the epsilon loss (Hang et al. 2023, eq. for epsilon): min(SNR, gamma) / SNR."""
+    return snr.clamp(max=MIN_SNR_GAMMA) / snr
+
+
+def with_strange_words(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Some captions get the unknown word (row 0) somewhere between the start and the end token."""
+    strange = torch.rand(len(rows), generator=generator) < STRANGE_WORD
+    at = torch.randint(1, 6, (len(rows),), generator=generator)
+    place = torch.arange(77)[None, :]
+    shifted = torch.where(place > at[:, None], rows.roll(1, 1), rows)
+    shifted = torch.where(place == at[:, None], torch.zeros_like(rows), shifted)
+    return torch.where(strange[:, None], shifted, rows)
+
+
+class Trainer:
+    """U-Net and text encoder, their averages, and all that a resumed run needs."""
+
+    def __init__(self, host, words: Words, device: str, optimizer: str):
+        torch.manual_seed(DATA_SEED)
+        base = host.build_unet()
+        self.unet = base.diffusion_model.requires_grad_(True).train()
+        self.text = (
+            SpriteText(host.SpriteTextModel().transformer, len(words.token_ids) + 1).requires_grad_(True).train()
+        )
+        initialise(self.unet, self.text)
+        self.unet.to(device, memory_format=torch.channels_last)
+        self.text.to(device)
+        self.words, self.device = words, device
+        self.sigmas = base.model_sampling.sigmas.to(device)
+        self.optimizers = optimizers(self.unet, self.text, optimizer)
+        self.average = {name: value.detach().clone() for name, value in self.weights().items()}
+        self.generator = torch.Generator().manual_seed(DATA_SEED)
+        self.step, self.minutes = 0, 0.0
+
+    def weights(self) -> dict[str, Tensor]:
+        parts = {"unet": self.unet, "text": self.text}
+        return {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+
+    def batch(self, latents: Tensor, tokens: Tensor, empty: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Latents [B, 4, 16, 16] and rows [B, 77] of one caption each, some strange, some empty."""
+        index = torch.randint(len(latents), (size,), generator=self.generator)
+        which = torch.randint(CAPTIONS_A_PICTURE, (size,), generator=self.generator)
+        rows = with_strange_words(tokens[index, which].long(), self.generator)
+        dropped = torch.rand(size, generator=self.generator) < CAPTION_DROPOUT
+        rows = torch.where(dropped[:, None], empty.long(), rows)
+        return latents[index].float().to(self.device), rows.to(self.device)
+
+    def loss(self, latent: Tensor, rows: Tensor) -> Tensor:
+        t = torch.randint(len(self.sigmas), (len(latent),), generator=self.generator).to(self.device)
+        eps = torch.randn(latent.shape, generator=self.generator).to(self.device)
+        snr = 1 / self.sigmas[t].square()
+        signal, noise = (snr / (1 + snr)).sqrt()[:, None, None, None], (1 / (1 + snr)).sqrt()[:, None, None, None]
+        x_t = (signal * latent + noise * eps).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device, torch.bfloat16):
+            predicted = self.unet(x_t, t.float(), context=self.text(rows), transformer_options={})
+        return (min_snr_weight(snr) * (predicted.float() - eps).square().mean((1, 2, 3))).mean()
+
+    def train_step(self, latent: Tensor, rows: Tensor, factor: float) -> float:
+        for optimizer in self.optimizers:
+            set_rate(optimizer, factor)
+        loss = self.loss(latent, rows)
+        loss.backward()
+        nn.utils.clip_grad_norm_(list(self.weights().values()), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        names = list(self.average)
+        torch._foreach_lerp_([self.average[n] for n in names], [self.weights_now[n].detach() for n in names], 1 - decay)
+        return loss.item()
+
+    @property
+    def weights_now(self) -> dict[str, Tensor]:
+        if not hasattr(self, "_weights"):
+            self._weights = self.weights()
+        return self._weights
+
+    def state(self) -> dict:
+        return {
+            "unet": self.unet.state_dict(),
+            "text": self.text.state_dict(),
+            "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "generator": self.generator.get_state(),
+            "token_ids": self.words.token_ids,
+            "step": self.step,
+            "minutes": self.minutes,
+        }
+
+    def restore(self, state: dict) -> None:
+        self.unet.load_state_dict(state["unet"])
+        self.text.load_state_dict(state["text"])
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.generator.set_state(state["generator"])
+        self.step, self.minutes = state["step"], state["minutes"]
+
+
+def rate_factor(step: int, progress: float) -> float:
+    """Short warm-up, then flat for the first third, then linear to nothing at the known end."""
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, max(0.0, (1 - progress) / 0.65))
+
+
+def train(trainer: Trainer, data, minutes: float, work: Path, log) -> None:
+    latents, tokens, empty = data
+    path, started, saved = work / "state.pt", time.monotonic() - 60 * trainer.minutes, time.monotonic()
+    mean_loss = []
+    while trainer.minutes < minutes:
+        factor = rate_factor(trainer.step, trainer.minutes / minutes)
+        mean_loss.append(trainer.train_step(*trainer.batch(latents, tokens, empty, BATCH), factor))
+        trainer.minutes = (time.monotonic() - started) / 60
+        if trainer.step % 25 == 0:
+            log(part="unet", step=trainer.step, loss=sum(mean_loss) / len(mean_loss), minutes=round(trainer.minutes, 2))
+            mean_loss = []
+        if time.monotonic() - saved > 120 or trainer.minutes >= minutes:
+            write_atomically(path, lambda p: torch.save(trainer.state(), p))
+            saved = time.monotonic()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--minutes", type=float, default=100, help="length of the whole U-Net training; the rate falls towards its end"
+    )
+    parser.add_argument("--autoencoder-minutes", type=float, default=4)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--optimizer", default="muon")
+    parser.add_argument("--pictures", type=int, default=PICTURES)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+
+    def log(**entry):
+        with (options.work / "log.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    host = load_world_model(options.device)
+    art, drawn = drawn_pictures(options.pictures)
+    codec = autoencoder(options.work, art, options.autoencoder_minutes, options.device, log)
+    latents = encoded(codec, art).half()
+    tokens, empty, token_ids = caption_tokens(host, drawn)
+    words = Words(token_ids)
+    data = (latents, words.rows(tokens.long()).to(torch.int32), words.rows(empty.long()))
+    trainer = Trainer(host, words, options.device, options.optimizer)
+    if (options.work / "state.pt").exists():
+        trainer.restore(torch.load(options.work / "state.pt", weights_only=True))
+    train(trainer, data, options.minutes, options.work, log)
+
+
+if __name__ == "__main__":
+    main()

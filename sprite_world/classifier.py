@@ -1,0 +1,116 @@
+"""A small network that reads a picture: class, colour family, scene, count, position, size and taste; and its features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .muon import Muon
+from .pictures import Picture
+from .vocabulary import CLASSES, COLOURS, POSITIONS, SCENES, SIZES
+
+WEIGHTS = Path(__file__).parent / "weights" / "classifier.safetensors"
+# What each head tells apart, in the order of its logits.
+HEADS = {
+    "class_word": CLASSES,
+    "colour": tuple(COLOURS),
+    "scene": tuple(SCENES),
+    "count": (1, 2),
+    "position": (*POSITIONS, None),
+    "size": SIZES,
+}
+FEATURES = 64
+
+
+def _stage(wide_in: int, wide_out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(wide_in, wide_out, 3, stride=stride, padding=1), nn.GroupNorm(8, wide_out), nn.SiLU()
+    )
+
+
+class SpriteClassifier(nn.Module):
+    """Art [B, 3, 32, 32] in -1..1 -> features [B, 64]; heads on them give logits, and taste in 0..1."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            _stage(3, 32, 1),
+            _stage(32, 64, 2),
+            _stage(64, 64, 1),
+            _stage(64, 96, 2),
+            _stage(96, 96, 1),
+            nn.Conv2d(96, 16, 1),
+        )
+        self.to_features = nn.Linear(16 * 8 * 8, FEATURES)
+        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(values)) for name, values in HEADS.items()})
+        self.taste = nn.Linear(FEATURES, 1)
+
+    def features(self, art: Tensor) -> Tensor:
+        return F.silu(self.to_features(self.body(art).flatten(1)))
+
+    def forward(self, art: Tensor) -> dict[str, Tensor]:
+        features = self.features(art)
+        return {name: head(features) for name, head in self.heads.items()} | {"taste": self.taste(features)[:, 0]}
+
+
+def labels(drawn: list[Picture]) -> dict[str, Tensor]:
+    """The truth that the heads learn: indices [N] for each head, taste [N]."""
+    truth = {name: torch.tensor([values.index(p.properties()[name]) for p in drawn]) for name, values in HEADS.items()}
+    return truth | {"taste": torch.tensor([p.taste for p in drawn])}
+
+
+def classifier_loss(out: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
+    """Cross entropies of the heads, and ten times the squared error of the taste."""
+    heads = sum(F.cross_entropy(out[name], truth[name]) for name in HEADS)
+    return heads + 10 * F.mse_loss(out["taste"], truth["taste"])
+
+
+def roughened(art: Tensor, generator: torch.Generator) -> Tensor:
+    """Art in -1..1 with the faults of a generated picture: noise, in half of the pictures a slight blur."""
+    blurred = F.avg_pool2d(F.pad(art, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    amount = (
+        0.6
+        * torch.rand(len(art), 1, 1, 1, generator=generator)
+        * (torch.rand(len(art), 1, 1, 1, generator=generator) < 0.5)
+    )
+    level = 0.15 * torch.rand(len(art), 1, 1, 1, generator=generator)
+    return art.lerp(blurred, amount) + level * torch.randn(art.shape, generator=generator)
+
+
+def train_classifier(
+    art: Tensor, drawn: list[Picture], steps: int, log, batch: int = 64, seed: int = 1
+) -> SpriteClassifier:
+    """Trains on these renders [N, 3, 32, 32] uint8 with a rate that falls linearly to nothing."""
+    torch.manual_seed(seed)
+    model, generator, truth = SpriteClassifier(), torch.Generator().manual_seed(seed), labels(drawn)
+    kernels = [p for p in model.parameters() if p.ndim == 4]
+    rest = [p for p in model.parameters() if p.ndim != 4]
+    optimizers = [Muon(kernels, lr=0.02), torch.optim.AdamW(rest, lr=2e-3, weight_decay=0.0)]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: min((step + 1) / 50, 1 - step / steps)) for o in optimizers
+    ]
+    for step in range(steps):
+        index = torch.randint(len(art), (batch,), generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(roughened(art[index].float() / 127.5 - 1, generator))
+        loss = classifier_loss(
+            {name: value.float() for name, value in out.items()}, {n: t[index] for n, t in truth.items()}
+        )
+        loss.backward()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        if (step + 1) % 50 == 0:
+            log(part="classifier", step=step + 1, loss=loss.item())
+    return model.eval()
+
+
+def load_classifier() -> SpriteClassifier:
+    model = SpriteClassifier()
+    model.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
+    return model.eval().requires_grad_(False)
