@@ -15,13 +15,14 @@ class Corpus:
     kept.
 
     real(i), rejected(i): latents [C, H, W] (rejected: DPO's loser; None where there are no preference pairs).
-    context(prompts): what the model is conditioned on, batch first.
+    context(prompts, shape): what the model is conditioned on beside a latent of that shape (SDXL reads the size), batch
+    first.
     """
 
     prompts: Sequence[str]
     shapes: Sequence[tuple[int, ...]]
     real: Callable[[int], Tensor]
-    context: Callable[[list[str]], Context]
+    context: Callable[[list[str], tuple[int, ...]], Context]
     rejected: Callable[[int], Tensor] | None = None
 
     def __len__(self) -> int:
@@ -102,10 +103,11 @@ class PairBatches:
         start = self.process_index * size
         draws = [self._draw(index, place, samples[place]) for place in range(start, start + size)]
         real, other, prompts, t, noise_real, noise_other = zip(*draws, strict=True)
+        context = self.corpus.context(list(prompts), tuple(self.corpus.shapes[samples[0]]))
         return PairBatch(
             self._stack(real),
             None if self.other is None else self._stack(other),
-            map_context(self.corpus.context(list(prompts)), lambda tensor: tensor.to(self.device)),
+            map_context(context, lambda tensor: tensor.to(self.device)),
             torch.tensor(t, device=self.device),
             self._stack(noise_real),
             self._stack(noise_other),
