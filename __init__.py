@@ -8,7 +8,7 @@ from pathlib import Path
 if (_here := str(Path(__file__).parent)) not in sys.path:
     sys.path.append(_here)
 
-from .nodes import comfy_entrypoint  # noqa: E402
+from .nodes import comfy_entrypoint
 
 WEB_DIRECTORY = "./web"
 

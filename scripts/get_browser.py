@@ -22,7 +22,9 @@ def install() -> None:
     if shutil.which("apt-get") and os.geteuid() == 0:
         subprocess.run(["apt-get", "update", "-q"], check=True, stdout=subprocess.DEVNULL)
         packages = ["chromium", "fonts-dejavu-core"]
-        subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", *packages], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["apt-get", "install", "-qy", "--no-install-recommends", *packages], check=True, stdout=subprocess.DEVNULL
+        )
     else:
         subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=True)
 

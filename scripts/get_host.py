@@ -41,7 +41,9 @@ def host_folder() -> Path:
     if not named:
         return HOST_HOME / "ComfyUI"
     if not (Path(named) / "main.py").is_file():
-        sys.exit(f"COMFYUI_PATH is {named!r}, but there is no ComfyUI (main.py) in it. Point it at a checkout, or unset it.")
+        sys.exit(
+            f"COMFYUI_PATH is {named!r}, but there is no ComfyUI (main.py) in it. Point it at a checkout, or unset it."
+        )
     return Path(named)
 
 
@@ -113,13 +115,20 @@ def install() -> None:
         pins.write_text("\n".join(CPU_PINS) + "\n")
         constraints = ["--constraint", str(pins)]
         pip("install", "--quiet", CPU_PINS[0])
-    requirements = ["--requirement", str(host_folder() / "requirements.txt"), "--requirement", str(ROOT / "requirements.txt")]
+    requirements = [
+        "--requirement",
+        str(host_folder() / "requirements.txt"),
+        "--requirement",
+        str(ROOT / "requirements.txt"),
+    ]
     pip("install", "--quiet", *constraints, *requirements, *TOOLS)
 
 
 def mend_cpu_build() -> None:
     """Beside a CPU torch, the registry's CUDA-built torchvision and torchaudio fail at import, and the host with them."""
-    packages = Path(subprocess.check_output([str(PYTHON), "-c", "import torch; print(torch.__path__[0])"], text=True).strip()).parent
+    packages = Path(
+        subprocess.check_output([str(PYTHON), "-c", "import torch; print(torch.__path__[0])"], text=True).strip()
+    ).parent
     if not works("import torchvision"):
         with open(packages / "torchvision" / "extension.py", "a") as extension:
             extension.write(NMS_SCHEMAS)
@@ -128,7 +137,9 @@ def mend_cpu_build() -> None:
             library.rename(library.with_suffix(".so.unused"))
     for package in ("torchvision", "torchaudio"):
         if not works(f"import {package}"):
-            sys.exit(f"{package} does not import beside this torch, and ComfyUI does not start without it: see `.venv/bin/python -c 'import {package}'`.")
+            sys.exit(
+                f"{package} does not import beside this torch, and ComfyUI does not start without it: see `.venv/bin/python -c 'import {package}'`."
+            )
 
 
 def wanted() -> str:

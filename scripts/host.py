@@ -68,14 +68,17 @@ class Host:
     def __init__(self, base: Path = BASE, device: str = "cpu"):
         enter(base, device)
         import execution
-        import nodes
         import server
+
+        import nodes
 
         self.server = server.PromptServer.instance = Server()
         asyncio.run(nodes.init_extra_nodes(init_custom_nodes=True, init_api_nodes=False))
         self.node_classes = nodes.NODE_CLASS_MAPPINGS
         no_limits = {"lru": 0, "ram": 0, "ram_inactive": 0}
-        self.executor = execution.PromptExecutor(self.server, cache_type=execution.CacheType.CLASSIC, cache_args=no_limits)
+        self.executor = execution.PromptExecutor(
+            self.server, cache_type=execution.CacheType.CLASSIC, cache_args=no_limits
+        )
 
     def run(self, prompt: dict) -> dict:
         """Runs an API-format prompt; returns {node id: its ui output}. RuntimeError with the host's own message if it fails."""

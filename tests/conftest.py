@@ -6,7 +6,9 @@ HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden", default=str(HERE / "golden"), help="folder with the originals' numbers (vico/, spin/, scores/)")
+    parser.addoption(
+        "--golden", default=str(HERE / "golden"), help="folder with the originals' numbers (vico/, spin/, scores/)"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,11 @@ FORMAT = "vico_concept"
 VERSION = "1"
 ORIGINAL_KEY = re.compile(r"diffusion_model\.(?P<place>.+)\.image_cross_attention\.(?P<rest>.+)")
 OUR_KEY = re.compile(r"image_attention\.(?P<place>output_blocks\.\d+\.\d+)\.(?P<rest>.+)")
-PARTS = [f"attn{i}.{p}" for i in (1, 2) for p in ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias")]
+PARTS = [
+    f"attn{i}.{p}"
+    for i in (1, 2)
+    for p in ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias")
+]
 PARTS += [f"ff.net.{p}" for p in ("0.proj.weight", "0.proj.bias", "2.weight", "2.bias")]
 PARTS += [f"norm{i}.{p}" for i in (1, 2, 3) for p in ("weight", "bias")]
 
@@ -60,16 +64,22 @@ class ViCoConcept:
         if path.suffix == ".safetensors":
             return cls._from_safetensors(path)
         if path.name.startswith("embeddings"):
-            raise ValueError(f'"{path.name}" is only the word of an original ViCo pair. Choose its cross_attention-….pt instead.')
+            raise ValueError(
+                f'"{path.name}" is only the word of an original ViCo pair. Choose its cross_attention-….pt instead.'
+            )
         return cls.from_original(path, _embeddings_beside(path))
 
     @classmethod
     def _from_safetensors(cls, path: Path) -> "ViCoConcept":
         tensors, metadata = _read_safetensors(path)
         if metadata.get("format") != FORMAT:
-            raise ValueError(f'"{path.name}" is a safetensors file but not a ViCo concept (its metadata does not say {FORMAT}).')
+            raise ValueError(
+                f'"{path.name}" is a safetensors file but not a ViCo concept (its metadata does not say {FORMAT}).'
+            )
         if metadata.get("version") != VERSION:
-            raise ValueError(f'"{path.name}" is a ViCo concept of version {metadata.get("version")}; this pack reads {VERSION}. Update it.')
+            raise ValueError(
+                f'"{path.name}" is a ViCo concept of version {metadata.get("version")}; this pack reads {VERSION}. Update it.'
+            )
         embeddings = {key.removeprefix("embedding."): t for key, t in tensors.items() if key.startswith("embedding.")}
         modules = _split(tensors, OUR_KEY)
         _check(path.name, modules, embeddings)
@@ -85,7 +95,9 @@ class ViCoConcept:
         )
 
     @classmethod
-    def from_original(cls, cross_attention_path: str | os.PathLike, embeddings_path: str | os.PathLike) -> "ViCoConcept":
+    def from_original(
+        cls, cross_attention_path: str | os.PathLike, embeddings_path: str | os.PathLike
+    ) -> "ViCoConcept":
         """Reads the authors' pair (haoosz/ViCo), without executing anything in the pickles."""
         cross_attention_path, embeddings_path = Path(cross_attention_path), Path(embeddings_path)
         weights = _unpickle(cross_attention_path)
@@ -102,7 +114,9 @@ class ViCoConcept:
         """Writes one safetensors file, whole or not at all."""
         from safetensors.torch import save_file
 
-        tensors = {f"image_attention.{place}.{k}": t for place, weights in self.modules.items() for k, t in weights.items()}
+        tensors = {
+            f"image_attention.{place}.{k}": t for place, weights in self.modules.items() for k, t in weights.items()
+        }
         tensors |= {f"embedding.{encoder}": vector for encoder, vector in self.embeddings.items()}
         metadata = {
             "format": FORMAT,
@@ -121,7 +135,9 @@ class ViCoConcept:
     def save_original(self, cross_attention_path: str | os.PathLike, embeddings_path: str | os.PathLike) -> None:
         """Writes the authors' pair. ValueError for a concept of another encoder than SD1.x's, which their code cannot load."""
         if list(self.embeddings) != ["l"]:
-            raise ValueError(f"The original ViCo knows SD1.x alone; this concept has text encoders {', '.join(self.embeddings)}.")
+            raise ValueError(
+                f"The original ViCo knows SD1.x alone; this concept has text encoders {', '.join(self.embeddings)}."
+            )
         weights = {
             f"diffusion_model.{place}.image_cross_attention.{k}": t.detach().cpu()
             for place, module in self.modules.items()
@@ -162,7 +178,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f'"{path.name}" is not a whole safetensors file ({error}). Download or save it again.') from error
+        raise ValueError(
+            f'"{path.name}" is not a whole safetensors file ({error}). Download or save it again.'
+        ) from error
 
 
 def _unpickle(path: Path):
@@ -184,8 +202,12 @@ def _original_word(path: Path) -> tuple[str, Tensor]:
     try:
         vectors = word["string_to_param"]
     except (TypeError, KeyError) as error:
-        raise ValueError(f'"{path.name}" is not an original ViCo embedding file (it has no string_to_param).') from error
-    if isinstance(vectors, torch.nn.ParameterDict):  # files of torch 1.10 restore without the key list of later versions
+        raise ValueError(
+            f'"{path.name}" is not an original ViCo embedding file (it has no string_to_param).'
+        ) from error
+    if isinstance(
+        vectors, torch.nn.ParameterDict
+    ):  # files of torch 1.10 restore without the key list of later versions
         vectors = dict(vectors._parameters) or {key: vectors[key] for key in vectors}
     if len(vectors) != 1:
         raise ValueError(f'"{path.name}" holds {len(vectors)} words; a ViCo concept has one.')
@@ -205,18 +227,27 @@ def _split(tensors: dict[str, Tensor], form: re.Pattern) -> dict[str, dict[str, 
 def _check(name: str, modules: dict[str, dict[str, Tensor]], embeddings: dict[str, Tensor]) -> None:
     """The sentence that a user sees for a file that is no whole concept."""
     if not modules or not embeddings:
-        raise ValueError(f'"{name}" is not a ViCo concept: it has no image-attention weights' + (" or no word." if modules else "."))
+        raise ValueError(
+            f'"{name}" is not a ViCo concept: it has no image-attention weights' + (" or no word." if modules else ".")
+        )
     for place, weights in modules.items():
         missing = [part for part in PARTS if part not in weights]
         if missing:
-            raise ValueError(f'"{name}" is incomplete: {place} lacks {missing[0]}' + (f" and {len(missing) - 1} more." if missing[1:] else "."))
+            raise ValueError(
+                f'"{name}" is incomplete: {place} lacks {missing[0]}'
+                + (f" and {len(missing) - 1} more." if missing[1:] else ".")
+            )
         _check_shapes(name, place, weights)
     for where, tensor in _named(modules, embeddings):
         if not torch.isfinite(tensor).all():
-            raise ValueError(f'"{name}" holds NaN or infinity in {where}: its training went wrong. Use an earlier checkpoint.')
+            raise ValueError(
+                f'"{name}" holds NaN or infinity in {where}: its training went wrong. Use an earlier checkpoint.'
+            )
     for encoder, vector in embeddings.items():
         if vector.ndim != 2 or vector.shape[0] != 1:
-            raise ValueError(f'"{name}": the word of encoder {encoder} has shape {tuple(vector.shape)}; it must be [1, width].')
+            raise ValueError(
+                f'"{name}": the word of encoder {encoder} has shape {tuple(vector.shape)}; it must be [1, width].'
+            )
 
 
 def _check_shapes(name: str, place: str, weights: dict[str, Tensor]) -> None:

@@ -14,7 +14,11 @@ def keys(levels, depth=1):
 @pytest.mark.parametrize(
     ("levels", "depth", "expected"),
     [
-        (range(3, 12), 1, ["output_blocks.4.1", "output_blocks.6.1", "output_blocks.8.1", "output_blocks.10.1"]),  # SD1.x, SD2.x
+        (
+            range(3, 12),
+            1,
+            ["output_blocks.4.1", "output_blocks.6.1", "output_blocks.8.1", "output_blocks.10.1"],
+        ),  # SD1.x, SD2.x
         (range(6), 10, ["output_blocks.1.1", "output_blocks.3.1", "output_blocks.5.1"]),  # SDXL
         (range(4), 1, ["output_blocks.1.1", "output_blocks.3.1"]),
         ([], 1, []),
