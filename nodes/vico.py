@@ -288,7 +288,7 @@ class ApplyViCo(io.ComfyNode):
     ) -> io.NodeOutput:
         if strength == 0:
             return io.NodeOutput(model, clip)
-        subject, patcher = make_subject(
+        subject = make_subject(
             model,
             clip,
             concept,
@@ -304,7 +304,7 @@ class ApplyViCo(io.ComfyNode):
         )
         if cls.hidden and cls.hidden.unique_id:
             PromptServer.instance.send_progress_text(describe_cost(subject, model), cls.hidden.unique_id)
-        return io.NodeOutput(attach(model, subject, patcher), with_trigger(clip, subject.trigger))
+        return io.NodeOutput(attach(model, subject), with_trigger(clip, subject.trigger))
 
 
 def make_subject(
@@ -321,7 +321,7 @@ def make_subject(
     cache_mb=0,
     effect_mask=None,
 ):
-    """(Subject, the patcher of its modules), checked against the model, the CLIP and the reference. ValueError says what is wrong."""
+    """A Subject, checked against the model, the CLIP and the reference. ValueError says what is wrong."""
     if mask == GIVEN and any(photo.mask is None for photo in reference.photos):
         raise ValueError(
             "The mask is 'given', but the reference has none. Connect one to ViCo Reference, or choose 'automatic'."
@@ -329,9 +329,9 @@ def make_subject(
     places, patcher = load_modules(concept, model)
     word = make_trigger(clip, f"vico-{uuid.uuid4()}", trigger.strip() or concept.placeholder, concept.embeddings)
     sampling = model.get_model_object("model_sampling")
-    subject = Subject(
+    return Subject(
         trigger=word,
-        modules=patcher.model,
+        patcher=patcher,
         places=places,
         strengths={
             p.name: strength * factor
@@ -344,7 +344,6 @@ def make_subject(
         latents=[model.model.process_latent_in(photo.latent) for photo in reference.photos],
         budget=cache_mb * 2**20,
     )
-    return subject, patcher
 
 
 def parse_factors(text: str, count: int) -> list[float]:
@@ -453,10 +452,10 @@ class ViCoMaskPreview(io.ComfyNode):
 
 def capture_masks(model, clip, concept, reference, prompt, percent, mask):
     """Runs one step at the given moment of the sampling and returns every photo's Capture."""
-    subject, patcher = make_subject(model, clip, concept, reference, mask=mask)
+    subject = make_subject(model, clip, concept, reference, mask=mask)
     captured = []
     subject.on_masks = captured.extend
-    clip, model = with_trigger(clip, subject.trigger), attach(model, subject, patcher)
+    clip, model = with_trigger(clip, subject.trigger), attach(model, subject)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
     sigma = model.get_model_object("model_sampling").percent_to_sigma(max(percent, 1e-3))
     guider = comfy.samplers.CFGGuider(model)

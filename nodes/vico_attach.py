@@ -66,7 +66,6 @@ class Run:
     patcher: object
     areas: dict = field(default_factory=dict)
     size: tuple[int, int] = (0, 0)
-    fingerprints: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -85,7 +84,7 @@ class Subject:
     """One Apply: the concept's modules and word, the reference's latents in the model's scale, and when and how strongly."""
 
     trigger: Trigger
-    modules: torch.nn.ModuleDict
+    patcher: comfy.model_patcher.ModelPatcher  # of the modules; held here, so that it lives as long as they do
     places: list[Place]
     strengths: dict[str, float]
     sigmas: tuple[float, float]
@@ -99,6 +98,10 @@ class Subject:
     @property
     def key(self) -> str:
         return self.trigger.subject
+
+    @property
+    def modules(self) -> torch.nn.ModuleDict:
+        return self.patcher.model
 
     @property
     def active_places(self) -> list[Place]:
@@ -134,7 +137,7 @@ class Subject:
         run = transformer_options[self.key]
         names = tuple(place.name for place in self.active_places)
         weights = run.patcher.patches_uuid
-        keys = {k: (k, tuple(row.columns), self.mask_source, names, weights, x.dtype) for k, row in rows.items()}
+        keys = {k: (k, self.mask_source, names, weights, x.dtype) for k in rows}
         # Hooks (a LoRA on a schedule) change the weights from step to step without the uuid telling: nothing is kept then.
         budget = self.budget if run.patcher.current_hooks is None else 0
         found = {k: self.reference.bank.get(keys[k], x.device) if budget else None for k in rows}
@@ -257,13 +260,13 @@ def image_attended(previous, place: Place, subject: Subject):
     return forward
 
 
-def attach(model, subject: Subject, patcher):
-    """A clone of the model in which the subject's image attention runs. `patcher`: what loads and offloads its modules."""
+def attach(model, subject: Subject):
+    """A clone of the model in which the subject's image attention runs."""
     model = model.clone()
     for place in subject.places:
         path = f"diffusion_model.{place.block}.forward"
         model.add_object_patch(path, image_attended(model.get_model_object(path), place, subject))
-    model.set_additional_models(subject.key, [patcher])
+    model.set_additional_models(subject.key, [subject.patcher])
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, subject.key, subject.on_sample)
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, subject.key, subject.on_prompts)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, subject.key, subject.on_forward)
@@ -324,22 +327,30 @@ def describe(widths: dict[str, int]) -> str:
 
 
 def distinct_rows(x, timesteps, context, y, transformer_options, run: Run) -> dict:
-    """{(t, context's fingerprint): Row}: the batch's rows by what their features depend on, in any order of conditionings."""
+    """{(t, context's fingerprint): Row}: the batch's rows by what their features depend on, in any order of conditionings.
+
+    By content, not by the prompt's uuid: where prompts have areas, the host gives negative parts the uuid of a positive one.
+    """
     uuids = transformer_options["uuids"]
     chunk = x.shape[0] // len(uuids)
     times = timesteps.tolist()
     rows: dict = {}
     for row in range(x.shape[0]):
-        prompt = uuids[row // chunk]
-        known = (prompt, row % chunk)
-        of_row = None if y is None else y[row]
-        if known not in run.fingerprints:
-            run.fingerprints[known] = fingerprint(unrepeated(context[row]), of_row)
-        key = (times[row], run.fingerprints[known])
+        if row % chunk == 0 or not same_prompt(context, y, row):
+            own = unrepeated(context[row])
+            of_row = None if y is None else y[row]
+            mark = fingerprint(own, of_row)
+        columns = list(run.columns[uuids[row // chunk]])
+        key = (times[row], mark, tuple(columns))
         if key not in rows:
-            rows[key] = Row([], timesteps[row], unrepeated(context[row]), of_row, list(run.columns[prompt]))
+            rows[key] = Row([], timesteps[row], own, of_row, columns)
         rows[key].rows.append(row)
     return rows
+
+
+def same_prompt(context, y, row: int) -> bool:
+    """Whether the row has the context of the row before it, as all rows of one prompt mostly do."""
+    return torch.equal(context[row], context[row - 1]) and (y is None or torch.equal(y[row], y[row - 1]))
 
 
 def unrepeated(context: Tensor) -> Tensor:
