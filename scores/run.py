@@ -51,6 +51,16 @@ class Run:
     def exists(self) -> bool:
         return (self.folder / "run.json").is_file()
 
+    @classmethod
+    def existing(cls, folder: Path) -> "Run":
+        """A run that has scores. Raises a sentence where there is none."""
+        if not (Path(folder) / "run.json").is_file():
+            raise ValueError(f'"{folder}" is no run: it has no run.json. Make one with python -m scores evaluate.')
+        run = cls(folder)
+        if not run.known:
+            raise ValueError(f'The run "{folder}" has no scores yet.')
+        return run
+
     def describe(self, **facts) -> None:
         """Keeps facts of the run (models in order, protocol …) beside the versions that made it."""
         self.about = {**self.about, **facts, "versions": versions()}

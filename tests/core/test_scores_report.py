@@ -1,0 +1,134 @@
+"""The report: what it says of the numbers, that it needs nothing beside it, and that nothing in it is hidden."""
+
+import csv
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from benchmarks import scores_tiny as tiny
+from scores.__main__ import main
+from scores.report import write_report
+from scores.run import Run
+
+PROMPT = 'a <script>alert("cat")</script> & co'
+
+
+def make_run(folder, models, prompts=12, seeds=2, lead=1.0, **facts):
+    """A run in which every later model scores `lead` more than the one before, but for the last prompt: 5 less."""
+    run = Run(folder / "run")
+    run.describe(models=models, scorers={"abc": {"name": "Made up", "formula": "by hand"}}, **facts)
+    rows = []
+    for m, model in enumerate(models):
+        for p in range(prompts):
+            for s in range(seeds):
+                path = folder / f"{model}-{p}-{s}.png"
+                tiny.picture(40, 30, p).save(path)
+                score = p + 0.1 * s + lead * m * (-5 if p == prompts - 1 else 1)
+                key = {"model": model, "prompt": f"{PROMPT} {p}", "seed": str(s), "concept": "", "references": ""}
+                rows.append(
+                    {**key, "picture": str(path), "sha256": f"{p}{s}", "scorer": "Made up", "by": "abc", "score": score}
+                )
+    run.add(rows)
+    return folder / "run"
+
+
+def test_the_page_says_who_wins_and_holds_everything(tmp_path):
+    """b wins 11 of 12 prompts and loses the last by five: 11/12 = 92%, mean difference (11 − 5) / 12 = 0.5."""
+    written = write_report(make_run(tmp_path, ["a", "b"]), tmp_path / "out" / "page.html")
+    page = written[0].read_text("utf-8")
+    assert "<h1>b is better than a</h1>" in page and "92%" in page and "+0.500" in page
+    assert page.count("data:image/webp;base64,") == 2 * 12 * 2
+    assert not re.search(r'(src|href)="(?!data:)|https?://|@import|url\(', page)
+    assert [path.suffix for path in written] == [".html", ".png", ".json", ".csv"]
+    assert Image.open(written[1]).size[0] == 1200
+
+
+def test_prompts_are_text_not_markup(tmp_path):
+    page = write_report(make_run(tmp_path, ["a", "b"]), tmp_path / "page.html")[0].read_text("utf-8")
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+
+
+def test_json_and_csv_hold_every_raw_score_and_how_it_was_made(tmp_path):
+    _, _, numbers, table = write_report(make_run(tmp_path, ["a", "b"]), tmp_path / "page.html")
+    whole = json.loads(numbers.read_text("utf-8"), parse_constant=pytest.fail)
+    (duel,) = whole["duels"]
+    assert duel["win_rate"] == pytest.approx(11 / 12) and duel["difference"] == pytest.approx(0.5)
+    assert len(whole["scores"]) == 48 and whole["run"]["scorers"]["abc"]["formula"] == "by hand"
+    rows = list(csv.DictReader(table.read_text("utf-8").splitlines()))
+    assert len(rows) == 48 and rows[0]["score"] == "0.0" and rows[0]["picture"].endswith(".png")
+
+
+def test_every_model_is_held_against_the_named_baseline(tmp_path):
+    numbers = write_report(make_run(tmp_path, ["a", "b", "c"]), tmp_path / "page.html", baseline="b")[2]
+    found = {duel["model"]: duel["win_rate"] for duel in json.loads(numbers.read_text("utf-8"))["duels"]}
+    assert found == {"a": pytest.approx(1 / 12), "c": pytest.approx(11 / 12)}
+
+
+def test_equal_models_are_not_told_apart(tmp_path):
+    page = write_report(make_run(tmp_path, ["a", "b"], lead=0.0), tmp_path / "page.html")[0].read_text("utf-8")
+    assert "b and a cannot be told apart" in page and "exact (every prompt came out alike)" in page
+
+
+def test_best_of_k_takes_the_first_k_pictures(tmp_path):
+    """Seed 1 adds 0.1 to every prompt: best of 1 is the first picture's mean 5.5 (prompts 0 … 11), best of 2 is 5.6."""
+    run = make_run(tmp_path, ["a"])
+    means = {}
+    for k in (1, 2):
+        numbers = write_report(run, tmp_path / f"{k}.html", how="best", k=k)[2]
+        means[k] = json.loads(numbers.read_text("utf-8"))["means"][0]["mean"]
+    assert means == {1: pytest.approx(5.5), 2: pytest.approx(5.6)}
+
+
+def test_rounds_draw_a_curve(tmp_path):
+    run = make_run(tmp_path, ["a", "b", "c"])
+    page = write_report(run, tmp_path / "page.html", rounds=["a", "b", "c"])[0].read_text("utf-8")
+    assert "Round by round" in page and page.count("<circle") == 3
+
+
+def test_a_single_model_has_a_page_without_a_duel(tmp_path):
+    page = write_report(make_run(tmp_path, ["a"]), tmp_path / "page.html")[0].read_text("utf-8")
+    assert "<h1>Scores of a</h1>" in page and 'id="wins"' not in page
+
+
+def test_what_is_missing_is_on_the_page(tmp_path):
+    """A picture that has gone since, one that never decoded, and a prompt that only one model has."""
+    folder = make_run(tmp_path, ["a", "b"])
+    (tmp_path / "a-3-0.png").unlink()
+    key = {"model": "a", "seed": "0", "concept": "", "references": "", "sha256": "", "scorer": "Made up", "by": "abc"}
+    error = {"prompt": "x", "picture": "x.png", "error": '"x.png" does not decode as a picture'}
+    Run(folder).add([{**key, **error}, {**key, "prompt": "only a", "picture": "y.png", "score": 1.0}])
+    page = write_report(folder, tmp_path / "page.html")[0].read_text("utf-8")
+    assert "a-3-0.png is no longer there" in page and "does not decode" in page and "1 of 13 prompts" in page
+
+
+def test_vicos_table_stands_beside_the_papers(tmp_path):
+    folder = make_run(tmp_path, ["mine"], protocol="ViCo, standard")
+    page = write_report(folder, tmp_path / "page.html")[0].read_text("utf-8")
+    assert "ViCo (paper)" in page and "0.643" in page and "<th>mine</th>" in page
+
+
+def test_the_command_writes_the_page_into_the_run(tmp_path, capsys):
+    folder = make_run(tmp_path, ["a", "b"])
+    assert main(["report", str(folder), "--title", "Cats"]) == 0
+    assert (folder / "report.html").is_file() and "report.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--baseline", "c"], 'no model "c"; it has a, b'),
+        (["--rounds", "a,x"], 'no model "x"'),
+        (["--best-of", "9"], "Best of 9"),
+    ],
+)
+def test_a_report_that_cannot_be_says_why(tmp_path, capsys, options, sentence):
+    folder = make_run(tmp_path, ["a", "b"], prompts=2)
+    assert main(["report", str(folder), "--aggregation", "best", *options]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_said(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 1
+    assert "is no run" in capsys.readouterr().err
