@@ -548,7 +548,7 @@ def test_a_prompt_without_the_word_is_said_before_sampling(bench):
 
 def test_a_model_without_places_is_refused(bench, make_sd1):
     with pytest.raises(ValueError, match="has no place for a ViCo concept"):
-        bench.apply(model=make_sd1(channel_mult=(1, 2), num_res_blocks=1, attention=0, transformer_depth_middle=0))
+        bench.apply(model=make_sd1(channel_mult=(1, 2), num_res_blocks=1, attention=0, config={"transformer_depth_middle": 0}))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,192 @@
+"""What ViCo costs beside the plain model: python -m benchmarks.vico_overhead [--sizes 256 512] [--device cuda] [--json]
+
+One sampling step with guidance, through the host's own sampler, on a U-Net of SD1.x's full shape (random weights: speed does
+not depend on them, the share of keys that the mask keeps does, and is printed). Each repetition runs every case once, in
+turn; the ratios are of medians.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from scripts.host import Host
+
+PLACES = {"output_blocks.4.1": 1280, "output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
+POSITIVE_COLUMN = 5
+CASES = ["plain", "first", "first, empty prompt known", "every further", "plain ×4", "first ×4"]
+
+
+class Bench:
+    """The model, a concept, one size; each case is one sampling step."""
+
+    def __init__(self, host: Host, size: int, device: str, width: int):
+        import torch
+
+        from scripts import models
+        from vico_core import ImageAttention, ViCoConcept
+
+        self.torch, self.host, self.size = torch, host, size
+        dtype = torch.float16 if device == "cuda" else torch.float32
+        self.model = models.sd1(width=width, context_dim=768, dtype=dtype)
+        self.clip = models.clip(width=768, heads=12)
+        factor = width / 320
+        dims = {place: int(dim * factor) for place, dim in PLACES.items()}
+        modules = {place: ImageAttention(dim, 8, dim // 8).state_dict() for place, dim in dims.items()}
+        self.concept = ViCoConcept(modules, {"l": torch.randn(1, 768)})
+        latent = torch.randn(1, 4, size // 8, size // 8)
+        self.attach = sys.modules[host.node_classes["ViCoApply"].__module__.rsplit(".", 1)[0] + ".vico_attach"]
+        self.photo = self.attach.Photo(latent, torch.zeros(size, size, 3))
+
+    def reference(self):
+        return self.attach.Reference([self.photo])
+
+    def call(self, node_id, **inputs):
+        with self.torch.inference_mode():
+            node = self.host.node_classes[node_id]
+            if hasattr(node, "define_schema"):
+                return node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).execute(**inputs).result
+            return getattr(node(), node.FUNCTION)(**inputs)
+
+    def apply(self, reference, mask="automatic"):
+        settings = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "mask": mask, "cache_mb": 4096}
+        return self.call(
+            "ViCoApply", model=self.model, clip=self.clip, concept=self.concept, reference=reference, **settings
+        )
+
+    def step(self, model, clip, prompt="a photo of a * on the beach", seed=0, batch=1):
+        """One step of the host's sampler with guidance. Returns seconds."""
+        positive, negative = (self.call("CLIPTextEncode", clip=clip, text=text)[0] for text in (prompt, ""))
+        latent = {"samples": self.torch.zeros(batch, 4, self.size // 8, self.size // 8)}
+        start = time.perf_counter()
+        self.call(
+            "KSampler", model=model, seed=seed, steps=1, cfg=7.5, sampler_name="euler", scheduler="normal",
+            positive=positive, negative=negative, latent_image=latent, denoise=1.0,
+        )  # fmt: skip
+        if self.torch.cuda.is_available():
+            self.torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def repetition(self) -> dict[str, float]:
+        fresh, four = self.reference(), self.reference()
+        first, first_four = self.apply(fresh), self.apply(four)
+        return {
+            "plain": self.step(self.model, self.clip),
+            "first": self.step(*first),
+            "first, empty prompt known": self.step(*first, prompt="a painting of a * in the snow"),
+            "every further": self.step(*first, seed=1),
+            "plain ×4": self.step(self.model, self.clip, batch=4),
+            "first ×4": self.step(*first_four, batch=4),
+        }
+
+    def kept_keys(self) -> float:
+        """Share of the reference's tokens that the automatic mask keeps, by bytes."""
+        kept = []
+        for mask in ("automatic", "none"):
+            reference = self.reference()
+            self.step(*self.apply(reference, mask))
+            kept.append(reference.bank.nbytes)
+        return kept[0] / kept[1]
+
+    def flops(self) -> dict[str, float]:
+        """GFLOP of one row's step, all keys kept: the plain model, the four modules, the first picture."""
+        from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+        def attention(query, key, value, *_, **__):  # torch's counter does not know the CPU's kernel
+            return sdpa_flop_count(query, key, value)
+
+        kernels = {self.torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+
+        counted = {}
+        reference = self.reference()
+        with_vico = self.apply(reference, mask="none")
+        for name, (model, clip) in {"plain": (self.model, self.clip), "first": with_vico, "further": with_vico}.items():
+            with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+                self.step(model, clip)
+            counted[name] = counter.get_total_flops() / 2 / 1e9
+        counted["modules"] = counted["further"] - counted["plain"]
+        return counted
+
+    def peak(self, case) -> int:
+        """Peak bytes of the process (or of the GPU's allocator) while `case` runs."""
+        if self.torch.cuda.is_available():
+            self.torch.cuda.reset_peak_memory_stats()
+            case()
+            return self.torch.cuda.max_memory_allocated()
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the resident size
+        case()
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def measure(host: Host, size: int, device: str, repetitions: int, width: int) -> dict:
+    bench = Bench(host, size, device, width)
+    bench.repetition()
+    runs = [bench.repetition() for _ in range(repetitions)]
+    seconds = {case: statistics.median(run[case] for run in runs) for case in CASES}
+    flops = bench.flops()
+    plain, model_and_clip = bench.peak(lambda: bench.step(bench.model, bench.clip)), bench.apply(bench.reference())
+    peak = bench.peak(lambda: bench.step(*model_and_clip))
+    return {
+        "seconds": seconds,
+        "gflop": flops,
+        "kept_keys": bench.kept_keys(),
+        "cached_over_plain": seconds["every further"] / seconds["plain"],
+        "first_over_plain": seconds["first"] / seconds["plain"],
+        "first_empty_known_over_plain": seconds["first, empty prompt known"] / seconds["plain"],
+        "batch4_first_over_plain": seconds["first ×4"] / seconds["plain ×4"],
+        "flop_limit": 1 + flops["modules"] / flops["plain"],
+        "first_flop_limit": flops["first"] / flops["plain"],
+        "peak_memory_ratio": peak / plain,
+    }
+
+
+def show(size: int, result: dict) -> None:
+    print(f"\n{size}², one step with guidance: seconds (over plain)")
+    for case, seconds in result["seconds"].items():
+        plain = result["seconds"]["plain ×4" if case.endswith("×4") else "plain"]
+        print(f"  {case:28} {seconds:8.3f}   {seconds / plain:5.2f}×")
+    flops = result["gflop"]
+    print(
+        f"  GFLOP a row, all keys: plain {flops['plain']:.0f}, the four modules {flops['modules']:.0f}, first {flops['first']:.0f}"
+    )
+    print(
+        f"  limit by FLOPs: further {result['flop_limit']:.2f}×, first {result['first_flop_limit']:.2f}×; keys kept by the mask {result['kept_keys']:.0%}"
+    )
+    print(f"  peak memory over plain {result['peak_memory_ratio']:.2f}×")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="picture sides in pixels")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--width", type=int, default=320, help="the U-Net's width; 320 is SD1.x")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on the last line; its top keys are of the largest size"
+    )
+    options = parser.parse_args()
+
+    host = Host(device=options.device)
+    import torch
+
+    machine = (
+        torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    print(f"{machine}, torch {torch.__version__}, median of {options.repetitions}")
+    results = {}
+    for size in options.sizes:
+        results[size] = measure(host, size, options.device, options.repetitions, options.width)
+        show(size, results[size])
+    if options.json:
+        print(json.dumps({"machine": machine, "torch": torch.__version__, **results[max(results)], "sizes": results}))
+
+
+if __name__ == "__main__":
+    main()
