@@ -98,11 +98,11 @@ def tiny_model(family: str = "sd1", seed: int = 0, dtype=torch.float32, **change
 def initialise(module: torch.nn.Module, seed: int) -> None:
     """Small random matrices, unit scales, zero biases: the host leaves weights unset until a file is loaded."""
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        if parameter.ndim > 1:
+    for name, parameter in [*module.named_parameters(), *module.named_buffers()]:
+        if parameter.ndim > 1 and parameter.is_floating_point():
             drawn = torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5
             parameter.copy_(drawn)
-        else:
+        elif parameter.is_floating_point():
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 

@@ -154,4 +154,6 @@ def training_copy(model: comfy.model_patcher.ModelPatcher, dtype=torch.float32) 
     if source.model.get_dtype_inference() != dtype:
         patcher.set_model_compute_dtype(dtype)
     comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+    patcher.patches.clear()  # merged: the weights are the copy's own now, and unloading must not take the patches out
+    patcher.backup.clear()
     return patcher

@@ -14,6 +14,7 @@ class Corpus:
     """What is trained on, ready for the model: one entry a picture. Latents and contexts come from wherever they are
     kept.
 
+    fingerprint: of captions and pictures together, so that a run is not continued on other data.
     real(i), rejected(i): latents [C, H, W] (rejected: DPO's loser; None where there are no preference pairs).
     context(prompts, shape): what the model is conditioned on beside a latent of that shape (SDXL reads the size), batch
     first.
@@ -24,6 +25,7 @@ class Corpus:
     real: Callable[[int], Tensor]
     context: Callable[[list[str], tuple[int, ...]], Context]
     rejected: Callable[[int], Tensor] | None = None
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -306,6 +306,13 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
 
 
+def png_of(image: Image.Image) -> bytes:
+    """A picture in memory as the bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def contact_sheet(pictures: list[Picture], columns: int = 6, tile: int = 128) -> Image.Image:
     """The pictures side by side; one that does not decode stays grey."""
     rows = max(1, -(-len(pictures) // columns))

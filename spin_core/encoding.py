@@ -83,7 +83,15 @@ def encode_dataset(
         wanted = "preference pairs" if pairs else "pictures with captions"
         raise ValueError(f"the data set has no {wanted} that can be used:\n{report.text()}")
     rejected = (lambda i: encoder.latent(encoded.rejected[i])) if pairs else None
-    return Corpus(encoded.prompts, encoded.shapes, lambda i: encoder.latent(encoded.real[i]), context, rejected)
+    fingerprint = store_key(prompts=encoded.prompts, real=encoded.real, rejected=encoded.rejected)
+    return Corpus(
+        encoded.prompts,
+        encoded.shapes,
+        lambda i: encoder.latent(encoded.real[i]),
+        context,
+        rejected,
+        fingerprint,
+    )
 
 
 def add(sample: Sample, encoded: Encoded, encoder: Encoder, pairs: bool) -> None:

@@ -120,6 +120,12 @@ class Run:
     folder: Path
     on_progress: OnProgress = lambda progress: None
     return_on: tuple[type[BaseException], ...] = ()
+    pictures: Path | None = None
+
+    @property
+    def picture_folder(self) -> Path:
+        """Shared by several runs where `pictures` names a folder: the keys keep opponents apart."""
+        return Path(self.folder) / "pictures" if self.pictures is None else self.pictures
 
     def round_folder(self, number: int) -> Path:
         return Path(self.folder) / f"round-{number}"
@@ -172,7 +178,7 @@ def sft_step(player: Player, run: Run, number: int) -> SftStep:
 
 def generate(opponent: Opponent, opponent_hash: str, run: Run, number: int) -> Callable[[int], Tensor]:
     """Has the opponent draw a picture for every sample's prompt. Returns the latent of sample i."""
-    pictures = Pictures(TensorStore(Path(run.folder) / "pictures"), opponent_hash, opponent.sampler)
+    pictures = Pictures(TensorStore(run.picture_folder), opponent_hash, opponent.sampler)
     orders = [
         Order(prompt, picture_seed(run.settings.seed, number, i), tuple(shape))
         for i, (prompt, shape) in enumerate(zip(run.corpus.prompts, run.corpus.shapes, strict=True))
@@ -200,6 +206,7 @@ def learn(player: Player, run: Run, number: int, make_step, other, opponent_hash
     """
     settings = run.settings
     checkpoints = CheckpointFolder(run.round_folder(number), keep=1, identity=identity(run, number, opponent_hash))
+    torch.manual_seed(settings.seed)  # for layers that draw for themselves: a run is the same whatever came before it
     with player.round(number):
         parameters = [p for p in player.trained.parameters() if p.requires_grad]
         lr = of_round(settings.lr, number)
@@ -263,6 +270,7 @@ def identity(run: Run, number: int, opponent_hash: str) -> dict:
         "round": number,
         "opponent": opponent_hash,
         "samples": len(run.corpus),
+        "data": run.corpus.fingerprint,
         "accumulation": run.engine.gradient_accumulation_steps,
     }
 

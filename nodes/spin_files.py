@@ -1,0 +1,204 @@
+"""SPIN checkpoints on disk: which kind a file is, loading it onto a model, and the forms that others read."""
+
+import json
+import os
+from pathlib import Path
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.model_base
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor
+
+from train_core import save_tensors, write_atomically
+
+FOLDER = "spin"
+ENDINGS = {".safetensors", ".sft", ".pt", ".bin", ".ckpt"}
+
+
+def register_folder() -> None:
+    """models/spin and output/spin, and whatever extra_model_paths.yaml named for it before."""
+    for place in (folder_paths.models_dir, folder_paths.get_output_directory()):
+        folder_paths.add_model_folder_path(FOLDER, os.path.join(place, FOLDER))
+    paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, set(extensions) | ENDINGS)
+
+
+register_folder()
+
+
+def checkpoint_names() -> list[str]:
+    """What Load SPIN Checkpoint offers: "folder: file".
+
+    Hub folders show as their U-Net's file; training's own store is left out.
+    """
+    names = []
+    for kind in (FOLDER, "diffusion_models", "loras"):
+        for name in folder_paths.get_filename_list(kind):
+            parts = Path(name).parts
+            if kind == FOLDER and (parts[0] in ("cache", "pictures") or parts[-1].startswith("step-")):
+                continue
+            names.append(f"{kind}: {name}")
+    return names
+
+
+def path_of(name: str) -> str:
+    """The file behind a name of checkpoint_names."""
+    kind, _, file = name.partition(": ")
+    return folder_paths.get_full_path_or_raise(kind, file)
+
+
+def is_lora(state: dict[str, Tensor]) -> bool:
+    """Told by its keys: every LoRA dialect has a down or an A matrix."""
+    return any(".lora_down." in key or ".lora_A." in key or ".lora.down." in key for key in state)
+
+
+def load_onto(path: str, model, strength: float):
+    """The checkpoint as a MODEL: a LoRA on `model`, or a U-Net (on its own, or mixed with `model` by strength).
+
+    Raises: ValueError where the file does not belong to the model.
+    """
+    name = os.path.basename(path)
+    state = comfy.utils.load_torch_file(path, safe_load=True)
+    if is_lora(state):
+        if model is None:
+            raise ValueError(f'"{name}" is a LoRA: connect the model that it was trained on')
+        return with_lora(model, state, strength, name)
+    network = comfy.sd.load_diffusion_model_state_dict(state)
+    if network is None:
+        raise ValueError(f'"{name}" is neither a LoRA nor a diffusion model that ComfyUI knows')
+    network.cached_patcher_init = (comfy.sd.load_diffusion_model, (path, {}))
+    return network if model is None else mixed(model, network, strength, name)
+
+
+def with_lora(model, state: dict[str, Tensor], strength: float, name: str):
+    """The LoRA on the model, by the host's own loader. Raises: ValueError where it is another base's."""
+    places = comfy.lora.model_lora_keys_unet(model.model, {})
+    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), places, log_missing=False)
+    weights = model.model.state_dict()
+    strange = [key for key, patch in patches.items() if isinstance(key, str) and not fits(patch, weights[key])]
+    if not patches or strange:
+        why = f"its {strange[0]} has another shape" if strange else "none of its layers is in the model"
+        raise ValueError(f'LoRA "{name}" was trained on another base: {why}')
+    patched = model.clone()
+    patched.add_patches(patches, strength)
+    return patched
+
+
+def fits(patch, weight: Tensor) -> bool:
+    """Whether up and down of a plain LoRA patch make this weight; other kinds of patches are the host's to judge."""
+    weights = getattr(patch, "weights", None)
+    if getattr(patch, "name", None) != "lora" or weights is None or weights[3] is not None:
+        return True
+    up, down = weights[0], weights[1]
+    return up.shape[0] == weight.shape[0] and down[0].numel() == weight[0].numel()
+
+
+def mixed(model, network, strength: float, name: str):
+    """(1 − strength)·model + strength·network, weight by weight, as the host merges models."""
+    base, other = model.model.diffusion_model.state_dict(), network.model.diffusion_model.state_dict()
+    strange = [k for k in {**base, **other} if k not in base or k not in other or base[k].shape != other[k].shape]
+    if strange:
+        raise ValueError(
+            f'"{name}" is a U-Net of another architecture than the model that it should be mixed with '
+            f"({len(strange)} weights differ, for instance {strange[0]}): leave the model input open to load it alone"
+        )
+    patched = model.clone()
+    for key, patch in network.get_key_patches("diffusion_model.").items():
+        patched.add_patches({key: patch}, strength, 1 - strength)
+    return patched
+
+
+def save_lora(lora: dict[str, Tensor] | None, path: Path, metadata: dict[str, str]) -> None:
+    """A LoRA as Load LoRA and Load SPIN Checkpoint read it."""
+    if not lora:
+        raise ValueError(
+            "there is no LoRA to save: connect the trainer's lora, or choose a U-Net format after full training"
+        )
+    save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in lora.items()}, metadata)
+
+
+def patched_weights(model) -> dict[str, Tensor]:
+    """The network's weights with all patches of the model in them, on the CPU."""
+    comfy.model_management.load_models_gpu([model], force_patch_weights=True, force_full_load=True)
+    state = model.model_state_dict_for_saving(model.model.diffusion_model, "diffusion_model.")
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def save_native(model, path: Path, metadata: dict[str, str]) -> None:
+    """One safetensors file, as Load Diffusion Model reads it."""
+    state = patched_weights(model)
+    if model.model.model_type == comfy.model_base.ModelType.V_PREDICTION:
+        state["v_pred"] = torch.tensor([])
+    save_tensors(path, state, metadata)
+
+
+def save_diffusers(model, folder: Path, metadata: dict[str, str]) -> None:
+    """unet/config.json and unet/diffusion_pytorch_model.safetensors, as diffusers and the hub have it."""
+    config = diffusers_config(model.model)
+    native = patched_weights(model)
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    state = {theirs: native[ours] for theirs, ours in names.items() if ours in native}
+    unknown = native.keys() - names.values()
+    if unknown:
+        raise ValueError(f"this network has weights that diffusers' U-Net has not (for instance {min(unknown)})")
+    save_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors", state, metadata)
+    text = json.dumps(config, indent=2)
+    write_atomically(folder / "unet" / "config.json", lambda temporary: temporary.write_text(text))
+
+
+def diffusers_config(model) -> dict:
+    """UNet2DConditionModel's configuration for the host's U-Net. Raises: ValueError for networks that are none."""
+    config = model.model_config.unet_config
+    if "model_channels" not in config:
+        raise ValueError("only U-Nets (SD1.x, SD2.x, SDXL) have a diffusers folder here: save a LoRA or a native file")
+    levels = len(config["channel_mult"])
+    blocks = config["num_res_blocks"]
+    if len(set(blocks)) != 1:
+        raise ValueError(f"diffusers' U-Net has one number of residual blocks for all levels; this one has {blocks}")
+    firsts = [sum(blocks[:level]) for level in range(levels)]
+    depths = [config["transformer_depth"][first] for first in firsts]
+    channels = [config["model_channels"] * mult for mult in config["channel_mult"]]
+    down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths]
+    up = ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)]
+    heads = config.get("num_heads", -1)
+    head_width = config.get("num_head_channels", -1)
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        # diffusers means the number of heads by this name
+        "attention_head_dim": heads if heads != -1 else [width // head_width for width in channels],
+        "block_out_channels": channels,
+        "center_input_sample": False,
+        "cross_attention_dim": config["context_dim"],
+        "down_block_types": down,
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": config["in_channels"],
+        "layers_per_block": blocks[0],
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        "out_channels": config["out_channels"],
+        "sample_size": 64,
+        "transformer_layers_per_block": [max(1, depth) for depth in depths],
+        "up_block_types": up,
+        "use_linear_projection": bool(config.get("use_linear_in_transformer")),
+        **additional_config(config),
+    }
+
+
+def additional_config(config: dict) -> dict:
+    """SDXL's second embedding: the pooled text and six sizes of 256."""
+    if config.get("adm_in_channels") is None:
+        return {}
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": config["adm_in_channels"],
+    }

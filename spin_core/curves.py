@@ -1,0 +1,88 @@
+"""What the logged numbers say: the curves as a picture, and a verdict in words."""
+
+import io
+import math
+
+from PIL import Image
+
+PANELS = (  # title, the metrics in it, a line for orientation
+    ("loss", ("loss",), math.log(2)),
+    ("margin z", ("z",), 0.0),
+    ("implicit accuracy", ("implicit_accuracy",), 0.5),
+    (
+        "errors",
+        ("error_policy_real", "error_policy_generated", "error_reference_real", "error_reference_generated"),
+        None,
+    ),
+    ("gradient weight", ("weight",), 0.5),
+    ("drift from the opponent", ("drift",), None),
+)
+TAIL = 20  # steps that a verdict looks back over
+COLLAPSE = 2.0  # a real error that many times the opponent's: the player no longer draws
+STILL = 0.02  # implicit accuracy this close to 0.5 at the end of a round: nothing was learnt
+
+
+def tail_mean(steps: list[dict], name: str) -> float:
+    """Mean of a metric over a round's last steps."""
+    values = [step["metrics"][name] for step in steps[-TAIL:]]
+    return sum(values) / len(values)
+
+
+def verdict(metrics: dict) -> str:
+    """A sentence a round: what the loss alone does not say. metrics: as the trainers write them."""
+    if metrics["method"] == "sft":
+        return f"SFT: the loss went from {first_loss(metrics):.4f} to {tail_mean(metrics['rounds'][0], 'loss'):.4f}."
+    return "\n".join(round_verdict(number, steps) for number, steps in enumerate(metrics["rounds"], start=1) if steps)
+
+
+def first_loss(metrics: dict) -> float:
+    return metrics["rounds"][0][0]["metrics"]["loss"]
+
+
+def round_verdict(number: int, steps: list[dict]) -> str:
+    accuracy = tail_mean(steps, "implicit_accuracy")
+    real, was = tail_mean(steps, "error_policy_real"), tail_mean(steps, "error_reference_real")
+    told = (
+        f"Round {number}: implicit accuracy {accuracy:.2f}, loss {tail_mean(steps, 'loss'):.3f} (0.693 at the start)."
+    )
+    if real > COLLAPSE * was:
+        return told + (
+            f" WARNING, collapse: the error on real pictures is {real / was:.1f} times the opponent's. The player wins by"
+            " spoiling the generated side. Lower the learning rate, raise beta, or add an SFT term."
+        )
+    if abs(accuracy - 0.5) < STILL:
+        return told + " Nothing was learnt yet: more steps, or a higher learning rate."
+    if real > was:
+        return told + " The real error has risen above the opponent's: watch it; the safeguard holds it down."
+    return told
+
+
+def draw_curves(metrics: dict) -> Image.Image:
+    """All rounds side by side in one picture. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    panels = PANELS[:1] if metrics["method"] == "sft" else PANELS
+    figure = Figure(figsize=(12, 6) if len(panels) > 1 else (6, 4), layout="constrained")
+    axes = figure.subplots(2 if len(panels) > 1 else 1, 3 if len(panels) > 1 else 1, squeeze=False).flatten()
+    steps = [step for round_steps in metrics["rounds"] for step in round_steps]
+    for axis, (title, names, level) in zip(axes, panels, strict=True):
+        for name in names:
+            axis.plot(range(1, len(steps) + 1), [step["metrics"][name] for step in steps], label=name, linewidth=1)
+        if level is not None and metrics["method"] != "sft":
+            axis.axhline(level, color="grey", linewidth=0.8, linestyle="--")
+        mark_rounds(axis, metrics["rounds"])
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        if len(names) > 1:
+            axis.legend(fontsize="x-small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return Image.open(buffer).convert("RGB")
+
+
+def mark_rounds(axis, rounds: list[list[dict]]) -> None:
+    """A line where a new round begins."""
+    end = 0
+    for steps in rounds[:-1]:
+        end += len(steps)
+        axis.axvline(end + 0.5, color="grey", linewidth=0.8)

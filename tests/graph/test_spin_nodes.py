@@ -1,0 +1,357 @@
+"""SPIN's nodes in the real host, on tiny models of every family that it trains."""
+
+import json
+import math
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sample
+import comfy.sd
+import comfy.utils
+import folder_paths
+import numpy
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from benchmarks import spin_tiny
+from spin_core.data import Dataset
+from train_core import weights_hash
+
+CHANNELS = {"sd1": 4, "sd2": 4, "sdxl": 4, "sd3": 16, "flux": 16}
+SMALL = {
+    "run_name": "test",
+    "train": "LoRA",
+    "steps": "2",
+    "learning_rate": "1e-3",
+    "batch_size": 2,
+    "accumulation": 1,
+    "resolution": 64,
+    "seed": 1,
+    "rank": 2,
+    "preview_prompts": "",
+    "preview_every": 0,
+    "warmup_steps": 0,
+    "decay": "constant",
+    "precision": "fp32",
+    "gradient_checkpointing": False,
+    "caption_dropout": 0.0,
+    "checkpoint_every": 100,
+    "negative": "",
+    "sampling_steps": 2,
+    "cfg": 2.0,
+    "sampler_name": "euler",
+    "scheduler": "normal",
+}
+GAME = {
+    "rounds": 1,
+    "beta": "50",
+    "opponent_batch": 4,
+    "share_noise": True,
+    "low_memory": False,
+    "sft_weight": 0.0,
+    "margin_clamp": 0.0,
+    "safeguard": -1.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def places(host, tmp_path):
+    """The host's input and output directories, for this test alone."""
+    before = folder_paths.get_input_directory(), folder_paths.get_output_directory()
+    (tmp_path / "input").mkdir()
+    folder_paths.set_input_directory(str(tmp_path / "input"))
+    folder_paths.set_output_directory(str(tmp_path / "output"))
+    yield tmp_path
+    folder_paths.set_input_directory(before[0])
+    folder_paths.set_output_directory(before[1])
+
+
+@pytest.fixture(scope="module")
+def clip(host):
+    with torch.inference_mode():
+        return spin_tiny.tiny_clip()
+
+
+@pytest.fixture(scope="module")
+def vaes(host):
+    with torch.inference_mode():
+        return {channels: spin_tiny.tiny_vae(channels) for channels in (4, 16)}
+
+
+def pictures(count=4):
+    return torch.rand(count, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def dataset(call):
+    return call("SPINDataset", source="pictures from the graph", images=pictures(), captions="a\nb\nc\nd")[0]
+
+
+@pytest.fixture
+def play(call, clip, vaes, dataset):
+    """Train SPIN on a tiny model: play(model, **changes) → model, lora, loss, metrics."""
+
+    def run(model, node="SPINTrain", data=None, **changes):
+        inputs = {**SMALL, **(GAME if node == "SPINTrain" else {}), **changes}
+        vae = vaes[model.model.latent_format.latent_channels]
+        return call(node, model=model, clip=clip, vae=vae, dataset=data or dataset, **inputs)
+
+    return run
+
+
+def tiny(family="sd1", **options):
+    with torch.inference_mode():  # as the host's loaders do
+        return spin_tiny.tiny_model(family, **options)
+
+
+def answer(model, seed=0):
+    """What the model draws: two steps from fixed noise."""
+    channels = model.model.latent_format.latent_channels
+    noise = comfy.sample.prepare_noise(torch.zeros(1, channels, 8, 8), seed)
+    cond = [[torch.zeros(1, 77, 32), {"pooled_output": torch.zeros(1, 32)}]]
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model, noise, 2, 1.0, "euler", "normal", cond, cond, torch.zeros_like(noise), disable_pbar=True, seed=seed
+        )
+
+
+@pytest.mark.parametrize("family", CHANNELS)
+def test_every_family_plays_a_round_by_lora(play, family):
+    model = tiny(family)
+    before, drawn = weights_hash(model.model.state_dict()), answer(model)
+    patched, lora, loss, metrics = play(model)
+    steps = json.loads(metrics)["rounds"][0]
+    assert loss["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert len(steps) == 2 and steps[1]["metrics"]["drift"] > 0
+    assert weights_hash(model.model.state_dict()) == before
+    assert len(patched.patches) == len(lora) // 3
+    assert not torch.equal(answer(patched), drawn)
+    assert torch.equal(answer(model), drawn)
+
+
+def test_full_training_of_a_u_net(play):
+    model = tiny()
+    before = weights_hash(model.model.state_dict())
+    patched, lora, loss, _ = play(model, train="full")
+    assert lora is None and loss["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert weights_hash(model.model.state_dict()) == before
+    assert len(patched.patches) == len(model.model.diffusion_model.state_dict())
+    assert not torch.equal(answer(patched), answer(model))
+
+
+def test_a_chained_trainer_continues_the_game(play):
+    """The second trainer's opponent is the first one's result: its hash is that of the patched weights."""
+    model = tiny()
+    first = play(model)
+    second = play(first[0])
+    metrics = [json.loads(result[3]) for result in (first, second)]
+    assert metrics[0]["parent"] != metrics[1]["parent"]
+    assert second[2]["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert len(second[0].patches) == len(first[0].patches)
+    assert all(len(patches) == 2 for patches in second[0].patches.values())
+
+
+def test_two_rounds_in_one_node(play):
+    _, lora, loss, metrics = play(tiny(), rounds=2, beta="50, 80")
+    rounds = json.loads(metrics)["rounds"]
+    assert len(rounds) == 2 and rounds[1][0]["metrics"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    downs = [tensor for name, tensor in lora.items() if name.endswith("lora_down.weight")]
+    assert {len(down) for down in downs} == {4}  # both rounds' ranks side by side
+
+
+def test_the_lora_is_what_the_player_computed_with(play, vaes, clip):
+    """The returned MODEL and the node's own player draw the same picture."""
+    model = tiny()
+    patched, lora, _, _ = play(model, learning_rate="1e-2", steps="5")
+    from_lora = comfy_load(model, lora)
+    torch.testing.assert_close(answer(patched), answer(from_lora))
+
+
+def comfy_load(model, lora):
+    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+
+
+def test_interrupt_keeps_what_was_learnt_and_the_next_run_goes_on(play, call, places):
+    whole = play(tiny(), run_name="whole", steps="4")
+    hook, count = comfy.utils.PROGRESS_BAR_HOOK, [0]
+
+    def interrupt(*args, **kwargs):
+        count[0] += 1
+        if count[0] == 4:
+            comfy.model_management.interrupt_current_processing()
+
+    comfy.utils.set_progress_bar_global_hook(interrupt)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            play(tiny(), run_name="parted", steps="4")
+    finally:
+        comfy.utils.set_progress_bar_global_hook(hook)
+        comfy.model_management.interrupt_current_processing(False)
+    kept = list((places / "output" / "spin" / "runs").glob("parted-*/stopped.safetensors"))
+    assert len(kept) == 1
+    folder_paths.add_model_folder_path("spin", str(places / "output" / "spin"))
+    name = kept[0].relative_to(places / "output" / "spin").as_posix()
+    assert len(call("SPINLoadCheckpoint", checkpoint=f"spin: {name}", strength=1.0, model=tiny())[0].patches) > 0
+    resumed = play(tiny(), run_name="parted", steps="4")
+    assert weights_hash(resumed[1]) == weights_hash(whole[1])
+
+
+@pytest.mark.parametrize("method", ["SFT", "DPO"])
+def test_baselines(play, method, places):
+    import pyarrow
+    import pyarrow.parquet
+
+    blobs = []
+    for number in range(4):
+        path = places / f"{number}.png"
+        Image.fromarray((pictures()[number].numpy() * 255).astype(numpy.uint8)).save(path)
+        blobs.append(path.read_bytes())
+    rows = {
+        "jpg_0": blobs,
+        "jpg_1": blobs[::-1],
+        "caption": list("abcd"),
+        "label_0": [1.0, 0.0] * 2,
+        "label_1": [0.0, 1.0] * 2,
+    }
+    pyarrow.parquet.write_table(pyarrow.table(rows), places / "input" / "pairs.parquet")
+    data = Dataset(places / "input" / "pairs.parquet")
+    patched, lora, loss, metrics = play(tiny(), node="SPINTrainBaseline", data=data, method=method, beta="50")
+    assert len(loss["loss"]) == 2 and json.loads(metrics)["method"] == method.lower()
+    if method == "DPO":
+        assert loss["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_dpo_without_pairs_says_so(play):
+    with pytest.raises(ValueError, match="no preference pairs"):
+        play(tiny(), node="SPINTrainBaseline", method="DPO", beta="50")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"beta": "0"}, "must be above 0"),
+        ({"beta": "strong"}, 'beta "strong" is no list of numbers'),
+        ({"steps": ""}, 'steps "" is no list'),
+    ],
+)
+def test_bad_settings_are_sentences(play, changes, message):
+    with pytest.raises(ValueError, match=message):
+        play(tiny(), **changes)
+
+
+def test_previews_draw_the_same_seeds_and_leave_the_run_alone(play):
+    plain = play(tiny(), run_name="plain")
+    seen = []
+    hook = comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append(preview))
+    try:
+        previewed = play(tiny(), run_name="previewed", preview_prompts="a cat\na dog", preview_every=1)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(hook)
+    shown = [preview[1] for preview in seen if preview is not None]
+    assert [picture.size for picture in shown] == [(128, 64)] * 2
+    assert weights_hash(plain[1]) == weights_hash(previewed[1])
+
+
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"low_memory": True}], ids=str)
+def test_memory_savers_learn_the_same(play, changes):
+    plain, saving = play(tiny(), run_name="plain"), play(tiny(), run_name="saving", **changes)
+    for name, tensor in plain[1].items():
+        torch.testing.assert_close(saving[1][name], tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_dataset_of_the_graph_needs_matching_captions(call):
+    with pytest.raises(ValueError, match="4 pictures have 2 captions"):
+        call("SPINDataset", source="pictures from the graph", images=pictures(), captions="a\nb")
+    with pytest.raises(ValueError, match="connect images"):
+        call("SPINDataset", source="pictures from the graph")
+
+
+def test_dataset_of_a_folder_reports_and_shows(call, places):
+    folder = places / "input" / "set"
+    folder.mkdir()
+    Image.new("RGB", (40, 40), "red").save(folder / "a.png")
+    (folder / "a.txt").write_text("red")
+    Image.new("RGB", (40, 40), "red").save(folder / "b.png")
+    data, report, sheet = call("SPINDataset", source="set")
+    assert "1 samples" in report and "b.png" in report and sheet.shape[-1] == 3
+
+
+def test_a_prompt_list_has_nothing_to_train_on(call, play, places):
+    (places / "input" / "list.txt").write_text("a cat\n")
+    data = call("SPINDataset", source="list.txt")[0]
+    with pytest.raises(ValueError, match=r"no pictures with captions(?s:.*)a prompt without a picture"):
+        play(tiny(), data=data)
+
+
+def test_curves_and_verdict(call, play):
+    metrics = play(tiny(), rounds=2)[3]
+    picture, text = call("SPINCurves", metrics=metrics)
+    assert picture.shape[0] == 1 and picture.std() > 0.01
+    assert text.startswith("Round 1:") and "Round 2:" in text
+
+
+def test_a_model_patched_by_others_is_refused(play):
+    model = tiny().clone()
+    model.add_object_patch("diffusion_model.out.2.forward", lambda x: x)
+    with pytest.raises(ValueError, match="another node has patched layers"):
+        play(model)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spin_folder(places):
+    folder = places / "output" / "spin"
+    folder_paths.add_model_folder_path("spin", str(folder))
+    return folder
+
+
+def load(call, spin_folder, path, **inputs):
+    path = Path(path)
+    file = path if path.is_file() else path / "unet" / "diffusion_pytorch_model.safetensors"
+    name = f"spin: {file.relative_to(spin_folder).as_posix()}"
+    return call("SPINLoadCheckpoint", checkpoint=name, **({"strength": 1.0} | inputs))[0]
+
+
+def test_lora_saved_and_loaded_draws_the_same(call, play, spin_folder):
+    model = tiny()
+    patched, lora, _, metrics = play(model)
+    path = call("SPINSave", filename_prefix="mine", format="ComfyUI LoRA", lora=lora, metrics=metrics)[0]
+    torch.testing.assert_close(answer(load(call, spin_folder, path, model=model)), answer(patched))
+    half = load(call, spin_folder, path, model=model, strength=0.5)
+    assert not torch.equal(answer(half), answer(patched)) and not torch.equal(answer(half), answer(model))
+    assert load(call, spin_folder, path, model=model, strength=0.0) is model
+    with safe_open(path, "pt") as file:
+        written = file.metadata()
+    assert written["spin.parent"] == json.loads(metrics)["parent"] and written["spin.round"] == "1"
+
+
+def test_lora_needs_its_own_base(call, play, spin_folder):
+    path = call("SPINSave", filename_prefix="mine", format="ComfyUI LoRA", lora=play(tiny())[1])[0]
+    with pytest.raises(ValueError, match="is a LoRA: connect the model"):
+        load(call, spin_folder, path)
+    with pytest.raises(ValueError, match="trained on another base"):
+        load(call, spin_folder, path, model=tiny("flux"))
+    with pytest.raises(ValueError, match="another shape"):
+        load(call, spin_folder, path, model=tiny(model_channels=64))
+
+
+def test_saving_says_what_is_missing(call):
+    with pytest.raises(ValueError, match="no LoRA to save"):
+        call("SPINSave", filename_prefix="x", format="ComfyUI LoRA")
+    with pytest.raises(ValueError, match="connect it"):
+        call("SPINSave", filename_prefix="x", format="native U-Net")
+    with pytest.raises(ValueError, match="only U-Nets"):
+        call("SPINSave", filename_prefix="x", format="diffusers folder", model=tiny("flux"))
+
+
+def test_a_file_that_is_no_model_is_named(call, spin_folder):
+    spin_folder.mkdir(parents=True)
+    save_file({"x": torch.zeros(1)}, spin_folder / "odd.safetensors")
+    with pytest.raises(ValueError, match=r'"odd.safetensors" is neither'):
+        load(call, spin_folder, spin_folder / "odd.safetensors")
