@@ -2,9 +2,9 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import vico
+from . import scores, scores_compare, spin, vico, vico_train
 
-SUBJECTS = [vico]
+SUBJECTS = [vico, vico_train, spin, scores, scores_compare]
 
 
 class Pack(ComfyExtension):

@@ -1,6 +1,13 @@
 """ViCo (arXiv 2306.00971) as plain PyTorch: image attention to one photo of an object, beside a frozen diffusion model."""
 
-from .attention_maps import attention_regularization, column_attention, object_mask, otsu_threshold
+from .attention_maps import (
+    attention_regularization,
+    column_attention,
+    object_mask,
+    otsu_threshold,
+    read_columns,
+    text_attention,
+)
 from .concept import ViCoConcept
 from .image_attention import ImageAttention
 from .placeholder import check_prompt, embed_placeholder, find_columns, first_end_of_text, isolate
@@ -25,4 +32,6 @@ __all__ = [
     "keep_tokens",
     "object_mask",
     "otsu_threshold",
+    "read_columns",
+    "text_attention",
 ]

@@ -6,14 +6,23 @@ from torch import Tensor
 LEVELS = 10  # the original's candidate thresholds: 0, 0.1 … 0.9
 
 
+def text_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """Softmax attention averaged over heads, in float32: q [B, M, inner], k [B, T, inner] of a text cross-attention → [B, M, T]."""
+    q, k = (t.float().unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))  # [B, heads, M or T, dim_head]
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
+
+
+def read_columns(attention: Tensor, columns: list[list[int]]) -> Tensor:
+    """attention [B, M, T] and each row's token positions → the mean of its columns [B, M]."""
+    return torch.stack([row[:, where].mean(dim=-1) for row, where in zip(attention, columns, strict=True)])
+
+
 def column_attention(q: Tensor, k: Tensor, heads: int, columns: list[list[int]]) -> Tensor:
     """Each patch's attention to given text tokens, averaged over heads and over the row's columns, in float32.
 
     q [B, M, inner] and k [B, T, inner] of a text cross-attention; columns[b]: token positions of row b. Returns [B, M].
     """
-    q, k = (t.float().unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))  # [B, heads, M or T, dim_head]
-    attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)  # [B, M, T]
-    return torch.stack([row[:, where].mean(dim=-1) for row, where in zip(attention, columns, strict=True)])
+    return read_columns(text_attention(q, k, heads), columns)
 
 
 def otsu_threshold(attention: Tensor, levels: int = LEVELS) -> Tensor:

@@ -1,0 +1,5 @@
+"""Train ViCo (in the making)."""
+
+from . import vico_streams  # noqa: F401
+
+NODES = []
