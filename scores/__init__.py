@@ -3,6 +3,6 @@
 Cheap to import: torch, transformers, scipy and matplotlib are imported where they are first used.
 """
 
-from .statistics import Interval, aggregate, mean_difference_interval, win_rate, win_rate_interval
+from .statistics import AGGREGATIONS, Interval, aggregate, mean_difference_interval, win_rate, win_rate_interval
 
-__all__ = ["Interval", "aggregate", "mean_difference_interval", "win_rate", "win_rate_interval"]
+__all__ = ["AGGREGATIONS", "Interval", "aggregate", "mean_difference_interval", "win_rate", "win_rate_interval"]

@@ -158,7 +158,9 @@ def prepared(load, arguments: argparse.Namespace):
 
     def loaded():
         import torch
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # of loading the weights: this command tells its own progress
         scorer = load()
         scorer.module.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         scorer.batch_size = arguments.batch_size or scorer.batch_size

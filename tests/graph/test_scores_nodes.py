@@ -1,0 +1,196 @@
+"""The scores' nodes in the real host: load, score and pick, compare models, report, and what they say of bad input."""
+
+import json
+from pathlib import Path
+
+import folder_paths
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from benchmarks import scores_tiny as tiny
+from scores.tokens import clip_tokenizer, token_ids
+from scripts.make_scores_golden import PROMPTS
+
+
+@pytest.fixture(scope="module")
+def scorers(host, tmp_path_factory):
+    """A models/scorers folder with tiny models, beside the host's own."""
+    root = tmp_path_factory.mktemp("scorers")
+    tiny.write_clip_folder(root / "PickScore_v1")
+    tiny.write_clip_folder(root / "clip-vit-base-patch32", activation="quick_gelu")
+    tiny.write_dino_folder(root / "dino-vits16")
+    paths = folder_paths.folder_names_and_paths["scorers"][0]
+    paths.insert(0, str(root))
+    yield root
+    paths.remove(str(root))
+
+
+@pytest.fixture(scope="module")
+def output(host, tmp_path_factory):
+    """The host's output folder, for this file a scratch one."""
+    before, scratch = folder_paths.get_output_directory(), tmp_path_factory.mktemp("output")
+    folder_paths.set_output_directory(str(scratch))
+    yield scratch
+    folder_paths.set_output_directory(before)
+
+
+def batch(count, width=96, height=64):
+    pictures = [np.asarray(tiny.picture(width, height, seed)) for seed in range(count)]
+    return torch.from_numpy(np.stack(pictures).astype(np.float32) / 255)
+
+
+def test_the_loader_lists_files_and_model_folders(host, scorers):
+    options = host.node_classes["ScoreLoadScorer"].INPUT_TYPES()["required"]["file"][1]["options"]
+    assert options[0] == "automatic" and {"PickScore_v1", "dino-vits16"} <= set(options)
+
+
+def test_a_loaded_scorer_says_what_it_is(call, scorers):
+    scorer, about = call("ScoreLoadScorer", scorer="PickScore v1", file="automatic")
+    record = json.loads(about)
+    assert record["checkpoints"][0]["file"] == "model.safetensors" and record["name"] == scorer.name == "PickScore v1"
+
+
+def test_the_numbers_are_those_of_the_saved_pictures(call, scorers, tmp_path):
+    """What the node scores is what Save Image writes: scoring the PNG gives the same number to the last bit."""
+    from scores.load import load_scorer
+
+    scorer, _ = call("ScoreLoadScorer", scorer="PickScore v1", file="PickScore_v1")
+    image = torch.rand(2, 70, 90, 3, generator=torch.Generator().manual_seed(0))
+    _, _, numbers = call("ScorePictures", scorer=scorer, pictures=image, prompts="a cat", best=1)
+    written = (255.0 * image.numpy()).clip(0, 255).astype(np.uint8)  # as the host's SaveImage does
+    alone = load_scorer("pickscore", scorers / "PickScore_v1")
+    assert json.loads(numbers)["scores"] == alone.score([Image.fromarray(one) for one in written], ["a cat"] * 2)
+
+
+def test_the_best_pictures_come_first(call, scorers):
+    scorer, _ = call("ScoreLoadScorer", scorer="PickScore v1", file="automatic")
+    pictures = batch(5)
+    best, top, numbers = call("ScorePictures", scorer=scorer, pictures=pictures, prompts="a cat", best=2)
+    scores = json.loads(numbers)["scores"]
+    order = np.argsort(scores)[::-1]
+    assert torch.equal(best, pictures[order[:2].copy()]) and top == max(scores)
+
+
+def test_references_reach_dino(call, scorers):
+    scorer, _ = call("ScoreLoadScorer", scorer="DINO ViT-S/16", file="automatic")
+    pictures = batch(3)
+    call_with = {"scorer": scorer, "pictures": pictures, "prompts": "", "best": 1}
+    best, top, _ = call("ScorePictures", **call_with, references=pictures[1:2])
+    assert torch.equal(best, pictures[1:2]) and top == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="at least one reference"):
+        call("ScorePictures", **call_with)
+
+
+@pytest.mark.parametrize("prompts, sentence", [("a\nb", "3 pictures and 2 prompts"), ("", "3 pictures and 0 prompts")])
+def test_prompts_that_do_not_fit_are_said(call, scorers, prompts, sentence):
+    scorer, _ = call("ScoreLoadScorer", scorer="PickScore v1", file="automatic")
+    with pytest.raises(ValueError, match=sentence):
+        call("ScorePictures", scorer=scorer, pictures=batch(3), prompts=prompts, best=1)
+
+
+def test_a_missing_scorer_says_what_to_put_where(call, scorers):
+    with pytest.raises(ValueError, match=r"HPS v2.1 is not here. Put the file HPS_v2.1_compressed.pt into .*scorers"):
+        call("ScoreLoadScorer", scorer="HPS v2.1", file="automatic")
+
+
+def test_a_file_outside_the_folder_is_not_opened(call, scorers):
+    with pytest.raises(ValueError, match="There is no"):
+        call("ScoreLoadScorer", scorer="PickScore v1", file="../../etc/passwd")
+
+
+def test_prompts_are_cut_as_by_open_clip_golden(host, golden):
+    """The host's vocabulary; ftfy's repairs and the padding after the end mark are open_clip's own and not compared."""
+    import comfy.sd1_clip
+
+    tokenizer = clip_tokenizer(Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer", "CLIP")
+    ids, mask = token_ids(tokenizer, PROMPTS)
+    theirs = load_file(golden / "scores" / "tokens.safetensors")["ids"]
+    assert torch.equal(ids * mask, theirs.long() * mask) and torch.equal(mask.sum(1), (theirs > 0).sum(1))
+
+
+def compare(call, make_sd1, make_clip, make_vae, scorers, **changed):
+    loaded = [call("ScoreLoadScorer", scorer=name, file="automatic")[0] for name in scorers]
+    settings = {
+        "seed": 5,
+        "steps": 2,
+        "cfg": 2.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "width": 64,
+        "height": 64,
+    }
+    inputs = {
+        "models": {"model0": make_sd1(seed=1), "model1": make_sd1(seed=9)},
+        "scorers": {f"scorer{i}": scorer for i, scorer in enumerate(loaded)},
+        "clip": make_clip(),
+        "vae": make_vae(),
+        "names": "base, tuned",
+        "prompts": "a cat\na dog\n\na cat",
+        "negative": "",
+        "pictures": 2,
+        "name": "../test",
+        **settings,
+    }
+    return call("ScoreCompareModels", **{**inputs, **changed})
+
+
+@pytest.fixture(scope="module")
+def compared(call, make_sd1, make_clip, make_vae, scorers, output):
+    return compare(call, make_sd1, make_clip, make_vae, ["PickScore v1", "CLIP score"])
+
+
+def test_models_are_compared_and_everything_is_kept(compared, output):
+    """2 models × 2 prompts × 2 seeds × 2 scorers = 16 numbers; 8 pictures with their prompts."""
+    grid, run, win_rates = compared
+    folder = Path(run)
+    assert folder.parent == output / "scores" and folder.name == "_test_00001"
+    rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert len(rows) == 16 and len(list(folder.glob("*/*.png"))) == 8
+    assert {row["seed"] for row in rows} == {"5", "6"} and {row["prompt"] for row in rows} == {"a cat", "a dog"}
+    assert len((folder / "base" / "metadata.jsonl").read_text().splitlines()) == 4
+    fights = json.loads(win_rates)
+    assert [fight["model"] for fight in fights] == ["tuned", "tuned"] and grid.shape[0] == 1
+
+
+def test_a_picture_is_the_one_that_ksampler_makes(compared, call, make_sd1, make_clip, make_vae):
+    """Seed 6 is the second of the batch here; KSampler makes it alone. The PNGs differ by rounding at most."""
+    clip, vae = make_clip(), make_vae()
+    (positive,) = call("CLIPTextEncode", clip=clip, text="a dog")
+    (negative,) = call("CLIPTextEncode", clip=clip, text="")
+    (latent,) = call("EmptyLatentImage", width=64, height=64, batch_size=1)
+    settings = {"seed": 6, "steps": 2, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    (sampled,) = call(
+        "KSampler", model=make_sd1(seed=9), positive=positive, negative=negative, latent_image=latent, **settings
+    )
+    (image,) = call("VAEDecode", samples=sampled, vae=vae)
+    ours = np.asarray(Image.open(Path(compared[1]) / "tuned" / "00001_6.png")).astype(int)
+    theirs = (255.0 * image[0].numpy()).clip(0, 255).astype(np.uint8).astype(int)
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def test_the_report_is_a_page_in_the_runs_folder(compared, call):
+    picture, page = call("ScoreReport", run=compared[1], title="Which?", baseline="", aggregation="mean", rounds=True)
+    text = Path(page).read_text("utf-8")
+    assert Path(page).parent == Path(compared[1]) and "Which?" in text and "Round by round" in text
+    assert text.count("data:image/webp") == 8 and picture.shape[-1] == 3
+
+
+def test_a_report_outside_the_output_folder_is_refused(call, output, tmp_path):
+    with pytest.raises(ValueError, match="not in the output folder"):
+        call("ScoreReport", run=str(tmp_path), title="", baseline="", aggregation="mean", rounds=False)
+
+
+@pytest.mark.parametrize(
+    "changed, sentence",
+    [
+        ({"names": "base"}, "2 models need 2 different names"),
+        ({"names": "a, a"}, "2 models need 2 different names"),
+        ({"prompts": " \n"}, "no prompts"),
+    ],
+)
+def test_a_comparison_that_cannot_be_says_why(call, make_sd1, make_clip, make_vae, scorers, output, changed, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        compare(call, make_sd1, make_clip, make_vae, ["CLIP score"], **changed)
