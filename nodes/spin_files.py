@@ -142,8 +142,10 @@ def save_diffusers(model, folder: Path, metadata: dict[str, str]) -> None:
     config = diffusers_config(model.model)
     native = patched_weights(model)
     names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    # the host's table knows SDXL's second embedding by two names; a U-Net of the hub calls it add_embedding
+    names = {theirs: ours for theirs, ours in names.items() if not theirs.startswith("class_embedding.")}
     state = {theirs: native[ours] for theirs, ours in names.items() if ours in native}
-    unknown = native.keys() - names.values()
+    unknown = native.keys() - set(names.values())
     if unknown:
         raise ValueError(f"this network has weights that diffusers' U-Net has not (for instance {min(unknown)})")
     save_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors", state, metadata)

@@ -155,7 +155,7 @@ def test_a_chained_trainer_continues_the_game(play):
 
 
 def test_two_rounds_in_one_node(play):
-    _, lora, loss, metrics = play(tiny(), rounds=2, beta="50, 80")
+    _, lora, _loss, metrics = play(tiny(), rounds=2, beta="50, 80")
     rounds = json.loads(metrics)["rounds"]
     assert len(rounds) == 2 and rounds[1][0]["metrics"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     downs = [tensor for name, tensor in lora.items() if name.endswith("lora_down.weight")]
@@ -218,7 +218,7 @@ def test_baselines(play, method, places):
     }
     pyarrow.parquet.write_table(pyarrow.table(rows), places / "input" / "pairs.parquet")
     data = Dataset(places / "input" / "pairs.parquet")
-    patched, lora, loss, metrics = play(tiny(), node="SPINTrainBaseline", data=data, method=method, beta="50")
+    _patched, _lora, loss, metrics = play(tiny(), node="SPINTrainBaseline", data=data, method=method, beta="50")
     assert len(loss["loss"]) == 2 and json.loads(metrics)["method"] == method.lower()
     if method == "DPO":
         assert loss["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
@@ -276,7 +276,7 @@ def test_dataset_of_a_folder_reports_and_shows(call, places):
     Image.new("RGB", (40, 40), "red").save(folder / "a.png")
     (folder / "a.txt").write_text("red")
     Image.new("RGB", (40, 40), "red").save(folder / "b.png")
-    data, report, sheet = call("SPINDataset", source="set")
+    _data, report, sheet = call("SPINDataset", source="set")
     assert "1 samples" in report and "b.png" in report and sheet.shape[-1] == 3
 
 
