@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scripts.train_sprite_world import ROOT, WORK, encoded, load_world_model, to_unit, write_atomically
-from sprite_world.autoencoder import SCALE, SpriteAutoencoder
-from sprite_world.pictures import evaluation_prompts, pictures, render, show
+from sprite_world.autoencoder import SpriteAutoencoder
+from sprite_world.pictures import evaluation_prompts, pictures, render
 
 BASE = ROOT / "sprite_world" / "weights" / "base.safetensors"
 STEPS, CFG = 25, 5.0

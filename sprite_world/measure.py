@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .classifier import HEADS, SpriteClassifier, load_classifier
 from .identity import Identity, identity, is_held_out
-from .pictures import Picture, pictures, random_picture, render
+from .pictures import Picture, contrasted, pictures, random_picture, render
 from .scenes import ART
 from .sprites import SIDES, draw
 from .vocabulary import SCENES, read_caption
@@ -41,10 +41,6 @@ def _channels_first(art: np.ndarray) -> Tensor:
 
 
 # ---- identity ------------------------------------------------------------------------------------------------------
-
-
-def _contrasted(colours: np.ndarray, taste: float) -> np.ndarray:
-    return 128 + (0.6 + 0.4 * taste) * (colours - 128)
 
 
 def _match(art: Tensor, colours: np.ndarray, weight: np.ndarray) -> Tensor:
@@ -69,7 +65,7 @@ def identity_similarity(art: np.ndarray, who: Identity) -> np.ndarray:
     errors = []
     for side, taste in itertools.product(SIDES.values(), TEMPLATE_TASTES):
         colours, cover = draw(who, side, taste)
-        errors.append(_match(pictures_255, _contrasted(colours, taste), cover))
+        errors.append(_match(pictures_255, contrasted(colours, taste), cover))
     best = torch.stack(errors).amin(0).clamp(min=0)
     return torch.exp(-best / MATCH_SCALE**2).numpy()
 

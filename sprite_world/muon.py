@@ -20,33 +20,47 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices and convolution kernels, these read as [out, in * kh * kw]. Not for embeddings, norms or biases."""
+    """For matrices and convolution kernels, these read as [out, in * kh * kw]. Not for embeddings, norms or biases.
 
-    def __init__(self, params, lr: float, momentum: float = 0.95):
+    Workers that hold equal gradients can split the orthogonalization: `share` is (this worker, their number) and
+    `sum_over_workers` adds a tensor up over them.
+    """
+
+    def __init__(self, params, lr: float, momentum: float = 0.95, share=(0, 1), sum_over_workers=lambda tensor: tensor):
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        self.share, self.sum_over_workers = share, sum_over_workers
 
     @torch.no_grad()
     def step(self) -> None:
+        worker, workers = self.share
         for group in self.param_groups:
-            for shape, params in _by_shape(group["params"]).items():
-                self._step_shape(params, shape, group["lr"], group["momentum"])
+            params = [p for p in group["params"] if p.grad is not None]
+            directions = {p: self._momentum(p, group["momentum"]) for p in params}
+            updates = {p: torch.zeros_like(directions[p]) for p in params}
+            for same in _by_shape(params).values():
+                self._orthogonalize(same[worker::workers], directions, updates)
+            flat = self.sum_over_workers(torch.cat([updates[p].flatten() for p in params]))
+            for p, update in zip(params, flat.split([p.numel() for p in params]), strict=True):
+                p.add_(update.view(p.shape), alpha=-group["lr"])
 
-    def _step_shape(self, params: list[Tensor], shape: torch.Size, lr: float, momentum: float) -> None:
-        """One Nesterov step of all parameters of one shape, orthogonalized as one batch."""
-        updates = []
-        for p in params:
-            buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-            buffer.lerp_(p.grad, 1 - momentum)
-            updates.append(p.grad.lerp(buffer, momentum).flatten(1))
-        rows, columns = updates[0].shape
-        update = orthogonalized(torch.stack(updates)) * max(1, rows / columns) ** 0.5
-        for p, direction in zip(params, update, strict=True):
-            p.add_(direction.view(shape), alpha=-lr)
+    def _momentum(self, p: Tensor, momentum: float) -> Tensor:
+        """Nesterov's direction, as a matrix."""
+        buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        buffer.lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(buffer, momentum).flatten(1)
+
+    def _orthogonalize(self, params: list[Tensor], directions: dict, updates: dict) -> None:
+        """All of one shape as one batch."""
+        if not params:
+            return
+        rows, columns = directions[params[0]].shape
+        batch = orthogonalized(torch.stack([directions[p] for p in params])) * max(1, rows / columns) ** 0.5
+        for p, update in zip(params, batch, strict=True):
+            updates[p] = update
 
 
 def _by_shape(params: list[Tensor]) -> dict[torch.Size, list[Tensor]]:
     shapes: dict[torch.Size, list[Tensor]] = {}
     for p in params:
-        if p.grad is not None:
-            shapes.setdefault(p.shape, []).append(p)
+        shapes.setdefault(p.shape, []).append(p)
     return shapes

@@ -64,6 +64,11 @@ def _clutter(art: np.ndarray, taste: float, rng: np.random.Generator) -> None:
         art[top : top + 2, left : left + 2] = rng.choice([70, 130, 190])
 
 
+def contrasted(art: np.ndarray, taste: float) -> np.ndarray:
+    """Crude pictures are pale: colours in 0..255 move towards grey, to 60% of their contrast at taste 0."""
+    return 128 + (0.6 + 0.4 * taste) * (art - 128)
+
+
 def render(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
     """The picture as art: colours [32, 32, 3] uint8 and the creatures' mask [32, 32] bool."""
     rng = np.random.default_rng([0xA27, picture.seed])
@@ -75,8 +80,7 @@ def render(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
         square += cover[..., None] * (colours - square)
         mask[top : top + side, left : left + side] |= cover == 1
     _clutter(art, picture.taste, rng)
-    contrast = 0.6 + 0.4 * picture.taste
-    return np.round(128 + contrast * (art - 128)).clip(0, 255).astype(np.uint8), mask
+    return np.round(contrasted(art, picture.taste)).clip(0, 255).astype(np.uint8), mask
 
 
 def show(art: np.ndarray) -> np.ndarray:
@@ -117,6 +121,22 @@ def pictures(seed: int, held_out: bool = False) -> Iterator[Picture]:
         who, scene = identity(int(rng.integers(2**31))), scenes[rng.integers(len(scenes))]
         if is_held_out(who.seed) == held_out and is_held_out_prompt(who.class_word, who.colour, scene) == held_out:
             yield random_picture(rng, who, scene)
+
+
+def chosen_pictures(
+    seed: int,
+    class_word: str | None = None,
+    colour: str | None = None,
+    scene: str | None = None,
+    identity_seed: int | None = None,
+    tastes: tuple[float, float] = (1.0, 1.0),
+) -> Iterator[Picture]:
+    """An endless stream of pictures with what is given held fixed: a class, a colour, a scene, one identity."""
+    rng = np.random.default_rng([0xC405E, seed])
+    while True:
+        who_seed = int(rng.integers(2**31)) if identity_seed is None else identity_seed
+        place = scene or list(SCENES)[rng.integers(len(SCENES))]
+        yield random_picture(rng, identity(who_seed, class_word, colour), place, rng.uniform(*sorted(tastes)))
 
 
 def evaluation_prompts(number: int = 500, seed: int = 7) -> list[str]:

@@ -15,7 +15,7 @@ OUTLINE = np.array([34, 28, 44], dtype=np.float32)
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    line = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
+    line = (2 * np.arange(size, dtype=np.float32) + 1 - size) / size  # exactly symmetric
     return np.abs(line)[None, :].repeat(size, 0), line[:, None].repeat(size, 1)
 
 

@@ -72,21 +72,16 @@ def random_caption(rng: np.random.Generator, properties: dict) -> str:
 
 
 def read_caption(text: str) -> dict:
-    """The properties that a caption names, None for those that it leaves open.
-
-    Raises ValueError where the text names no class of this world.
-    """
+    """The properties that a caption names, None for those that it leaves open (ViCo's placeholder names no class)."""
     words = re.findall(r"[a-z]+", text.lower())
     plurals = {plural(c): c for c in CLASSES}
     classes = [plurals.get(w, w) for w in words if w in CLASSES or w in plurals]
-    if not classes:
-        raise ValueError(f'Caption "{text}" names none of this world\'s creatures: use one of {", ".join(CLASSES)}.')
     joined = " ".join(words)
     return {
-        "class_word": classes[0],
+        "class_word": classes[0] if classes else None,
         "colour": next((w for w in words if w in COLOURS), None),
         "scene": next((s for s, phrase in SCENES.items() if phrase in joined), None),
         "position": next((p for p, phrase in _PLACE_WORDS.items() if phrase in joined), None),
         "size": next((w for w in words if w in SIZES), None),
-        "count": 2 if "two" in words or any(w in plurals for w in words) else 1,
+        "count": (2 if "two" in words or any(w in plurals for w in words) else 1) if classes else None,
     }
