@@ -9,7 +9,8 @@ from PIL import Image
 
 from benchmarks import scores_tiny as tiny
 from scores.__main__ import main
-from scores.report import write_report
+from scores.page import page
+from scores.report import as_json, contents_of, write_report
 from scores.run import Run
 
 PROMPT = 'a <script>alert("cat")</script> & co'
@@ -34,20 +35,33 @@ def make_run(folder, models, prompts=12, seeds=2, lead=1.0, **facts):
     return folder / "run"
 
 
+def page_of(folder, **options):
+    """The page alone: drawing the PNG takes longer than the rest."""
+    return page(
+        contents_of(Run(folder), **{"baseline": None, "how": "mean", "k": None, "rounds": (), "title": "t"} | options)
+    )
+
+
+def numbers_of(folder, **options):
+    """The report's JSON, read."""
+    run, asked = Run(folder), {"baseline": None, "how": "mean", "k": None, "rounds": (), "title": "t"} | options
+    return json.loads(as_json(contents_of(run, **asked), run.rows))
+
+
 def test_the_page_says_who_wins_and_holds_everything(tmp_path):
     """b wins 11 of 12 prompts and loses the last by five: 11/12 = 92%, mean difference (11 − 5) / 12 = 0.5."""
     written = write_report(make_run(tmp_path, ["a", "b"]), tmp_path / "out" / "page.html")
-    page = written[0].read_text("utf-8")
-    assert "<h1>b is better than a</h1>" in page and "92%" in page and "+0.500" in page
-    assert page.count("data:image/webp;base64,") == 2 * 12 * 2
-    assert not re.search(r'(src|href)="(?!data:)|https?://|@import|url\(', page)
+    text = written[0].read_text("utf-8")
+    assert "<h1>b is better than a</h1>" in text and "92%" in text and "+0.500" in text
+    assert text.count("data:image/webp;base64,") == 2 * 12 * 2
+    assert not re.search(r'(src|href)="(?!data:)|https?://|@import|url\(', text)
     assert [path.suffix for path in written] == [".html", ".png", ".json", ".csv"]
     assert Image.open(written[1]).size[0] == 1200
 
 
 def test_prompts_are_text_not_markup(tmp_path):
-    page = write_report(make_run(tmp_path, ["a", "b"]), tmp_path / "page.html")[0].read_text("utf-8")
-    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+    text = page_of(make_run(tmp_path, ["a", "b"]))
+    assert "<script>alert" not in text and "&lt;script&gt;alert" in text
 
 
 def test_json_and_csv_hold_every_raw_score_and_how_it_was_made(tmp_path):
@@ -61,35 +75,32 @@ def test_json_and_csv_hold_every_raw_score_and_how_it_was_made(tmp_path):
 
 
 def test_every_model_is_held_against_the_named_baseline(tmp_path):
-    numbers = write_report(make_run(tmp_path, ["a", "b", "c"]), tmp_path / "page.html", baseline="b")[2]
-    found = {duel["model"]: duel["win_rate"] for duel in json.loads(numbers.read_text("utf-8"))["duels"]}
+    duels = numbers_of(make_run(tmp_path, ["a", "b", "c"]), baseline="b")["duels"]
+    found = {duel["model"]: duel["win_rate"] for duel in duels}
     assert found == {"a": pytest.approx(1 / 12), "c": pytest.approx(11 / 12)}
 
 
 def test_equal_models_are_not_told_apart(tmp_path):
-    page = write_report(make_run(tmp_path, ["a", "b"], lead=0.0), tmp_path / "page.html")[0].read_text("utf-8")
-    assert "b and a cannot be told apart" in page and "exact (every prompt came out alike)" in page
+    text = page_of(make_run(tmp_path, ["a", "b"], lead=0.0))
+    assert "b and a cannot be told apart" in text and "exact (every prompt came out alike)" in text
 
 
 def test_best_of_k_takes_the_first_k_pictures(tmp_path):
     """Seed 1 adds 0.1 to every prompt: best of 1 is the first picture's mean 5.5 (prompts 0 … 11), best of 2 is 5.6."""
     run = make_run(tmp_path, ["a"])
-    means = {}
-    for k in (1, 2):
-        numbers = write_report(run, tmp_path / f"{k}.html", how="best", k=k)[2]
-        means[k] = json.loads(numbers.read_text("utf-8"))["means"][0]["mean"]
+    means = {k: numbers_of(run, how="best", k=k)["means"][0]["mean"] for k in (1, 2)}
     assert means == {1: pytest.approx(5.5), 2: pytest.approx(5.6)}
 
 
 def test_rounds_draw_a_curve(tmp_path):
     run = make_run(tmp_path, ["a", "b", "c"])
-    page = write_report(run, tmp_path / "page.html", rounds=["a", "b", "c"])[0].read_text("utf-8")
-    assert "Round by round" in page and page.count("<circle") == 3
+    text = page_of(run, rounds=["a", "b", "c"])
+    assert "Round by round" in text and text.count("<circle") == 3
 
 
 def test_a_single_model_has_a_page_without_a_duel(tmp_path):
-    page = write_report(make_run(tmp_path, ["a"]), tmp_path / "page.html")[0].read_text("utf-8")
-    assert "<h1>Scores of a</h1>" in page and 'id="wins"' not in page
+    text = page_of(make_run(tmp_path, ["a"]))
+    assert "<h1>Scores of a</h1>" in text and 'id="wins"' not in text
 
 
 def test_what_is_missing_is_on_the_page(tmp_path):
@@ -99,14 +110,14 @@ def test_what_is_missing_is_on_the_page(tmp_path):
     key = {"model": "a", "seed": "0", "concept": "", "references": "", "sha256": "", "scorer": "Made up", "by": "abc"}
     error = {"prompt": "x", "picture": "x.png", "error": '"x.png" does not decode as a picture'}
     Run(folder).add([{**key, **error}, {**key, "prompt": "only a", "picture": "y.png", "score": 1.0}])
-    page = write_report(folder, tmp_path / "page.html")[0].read_text("utf-8")
-    assert "a-3-0.png is no longer there" in page and "does not decode" in page and "1 of 13 prompts" in page
+    text = page_of(folder)
+    assert "a-3-0.png is no longer there" in text and "does not decode" in text and "1 of 13 prompts" in text
 
 
 def test_vicos_table_stands_beside_the_papers(tmp_path):
     folder = make_run(tmp_path, ["mine"], protocol="ViCo, standard")
-    page = write_report(folder, tmp_path / "page.html")[0].read_text("utf-8")
-    assert "ViCo (paper)" in page and "0.643" in page and "<th>mine</th>" in page
+    text = page_of(folder)
+    assert "ViCo (paper)" in text and "0.643" in text and "<th>mine</th>" in text
 
 
 def test_the_command_writes_the_page_into_the_run(tmp_path, capsys):
