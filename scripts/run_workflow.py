@@ -1,0 +1,47 @@
+"""Runs a workflow on the real ComfyUI without a server or a browser, and prints where its pictures are.
+
+    python -m scripts.run_workflow workflows/NAME.json --set KSampler.seed=7 --output output
+
+For node developers: the same JSON that people open, in the same host, in this process.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from .get_host import ROOT
+from .host import Host
+from .workflow import set_input, to_api
+
+
+def saved_files(outputs: dict, folder: Path) -> list[Path]:
+    """The files that a run's nodes reported, of those that they keep."""
+    items = [item for ui in outputs.values() for part in ui.values() if isinstance(part, list) for item in part]
+    kept = [item for item in items if isinstance(item, dict) and item.get("type") == "output"]
+    return [folder / item["subfolder"] / item["filename"] for item in kept]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workflow", type=Path, help="a JSON of workflows/, as the browser or the API has it")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="NODE: title, type or id"
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder of the pictures")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options = parser.parse_args()
+
+    prompt = to_api(json.loads(options.workflow.read_text(encoding="utf-8")))
+    for assignment in options.set:
+        set_input(prompt, assignment)
+    host = Host(device=options.device)
+    import folder_paths
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    folder_paths.set_output_directory(str(options.output.resolve()))
+    for path in saved_files(host.run(prompt), options.output):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Loading and saving concepts through the host: its folders, its validation, its graph."""
+
+import os
+
+import folder_paths
+import pytest
+import torch
+
+from vico_core import ImageAttention, ViCoConcept
+
+
+@pytest.fixture
+def models_vico(tmp_path):
+    """models/vico replaced by an empty folder, for as long as a test runs."""
+    kept = folder_paths.folder_names_and_paths["vico"]
+    folder_paths.folder_names_and_paths["vico"] = ([str(tmp_path)], kept[1])
+    folder_paths.filename_list_cache.pop("vico", None)
+    yield tmp_path
+    folder_paths.filename_list_cache.pop("vico", None)
+    folder_paths.folder_names_and_paths["vico"] = kept
+
+
+def make_concept(**words):
+    torch.manual_seed(0)
+    return ViCoConcept({"output_blocks.4.1": ImageAttention(16, 2, 8).state_dict()}, {"l": torch.randn(1, 24)}, **words)
+
+
+def test_save_and_load(host, call, models_vico):
+    (path,) = call(
+        "ViCoSaveConcept", concept=make_concept(placeholder="sks"), filename_prefix="toys/duck", format="safetensors"
+    )
+    assert os.path.relpath(path, models_vico) == os.path.join("toys", "duck_00001_.safetensors")
+    loaded, trigger = call("ViCoLoadConcept", concept=os.path.relpath(path, models_vico))
+    assert trigger == "sks" and list(loaded.modules) == ["output_blocks.4.1"]
+    (second,) = call("ViCoSaveConcept", concept=make_concept(), filename_prefix="toys/duck", format="safetensors")
+    assert second != path, "nothing is overwritten"
+
+
+def test_the_pair_shows_as_one_file_and_loads(host, call, models_vico):
+    call("ViCoSaveConcept", concept=make_concept(step=300), filename_prefix="duck", format="original pair")
+    schema = host.node_classes["ViCoLoadConcept"].define_schema()
+    (name,) = schema.inputs[0].options
+    assert name == "duck_00001_cross_attention-300.pt"
+    assert call("ViCoLoadConcept", concept=name)[0].step == 300
+
+
+@pytest.mark.parametrize("prefix", ["../outside", "/tmp/outside"])
+def test_saving_outside_the_models_folder_is_refused(call, models_vico, prefix):
+    with pytest.raises(Exception, match="outside the output folder"):
+        call("ViCoSaveConcept", concept=make_concept(), filename_prefix=prefix, format="safetensors")
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "absent.safetensors"])
+def test_loading_from_outside_the_models_folder_is_refused(host, models_vico, name):
+    (models_vico.parent / "secret.safetensors").write_bytes(b"secret")
+    graph = {
+        "1": {"class_type": "ViCoLoadConcept", "inputs": {"concept": name}},
+        "2": {
+            "class_type": "ViCoSaveConcept",
+            "inputs": {"concept": ["1", 0], "filename_prefix": "x", "format": "safetensors"},
+        },
+    }
+    with pytest.raises(RuntimeError, match="not in list"):
+        host.run(graph)
+
+
+def test_extra_model_paths_are_kept(host):
+    """What extra_model_paths.yaml named for `vico` before the pack loaded stays, with the pack's extensions."""
+    kept = folder_paths.folder_names_and_paths.pop("vico")
+    folder_paths.add_model_folder_path("vico", "/elsewhere/vico")
+    pack = __import__("sys").modules[host.node_classes["ViCoApply"].__module__]
+    pack.register_folder()
+    paths, extensions = folder_paths.folder_names_and_paths["vico"]
+    folder_paths.folder_names_and_paths["vico"] = kept
+    assert "/elsewhere/vico" in paths and len(paths) == 2
+    assert extensions == {".safetensors", ".pt"}
+
+
+def test_every_input_of_every_node_has_a_tooltip(host):
+    ours = {name: node for name, node in host.node_classes.items() if "vico-spin" in node.__module__}
+    assert {"ViCoApply", "ViCoReference", "ViCoLoadConcept", "ViCoSaveConcept", "ViCoMaskPreview"} <= set(ours)
+    for name, node in ours.items():
+        schema = node.define_schema()
+        assert schema.description, name
+        assert [i.id for i in schema.inputs if not i.tooltip] == [], name
+
+
+def test_every_node_has_a_help_page(host):
+    web = os.path.join(os.path.dirname(__file__), "..", "..", "web", "docs")
+    ours = [name for name, node in host.node_classes.items() if "vico-spin" in node.__module__]
+    assert [name for name in ours if not os.path.isfile(os.path.join(web, f"{name}.md"))] == []
