@@ -143,3 +143,13 @@ def test_a_report_that_cannot_be_says_why(tmp_path, capsys, options, sentence):
 def test_a_folder_that_is_no_run_is_said(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
     assert "is no run" in capsys.readouterr().err
+
+
+def test_one_prompt_alone_claims_no_spread(tmp_path):
+    """The mean difference of one prompt has no interval: null in JSON, which has no NaN, and words on the page."""
+    folder = make_run(tmp_path, ["a", "b"], prompts=1)
+    run = Run(folder)
+    contents = contents_of(run, None, "mean", None, (), "t")
+    (duel,) = json.loads(as_json(contents, run.rows), parse_constant=pytest.fail)["duels"]
+    assert duel["difference_interval"] == [None, None] and duel["interval"] == pytest.approx([0.0, 0.975])
+    assert "one prompt alone" in page(contents)
