@@ -1,0 +1,204 @@
+"""python -m spin_core train | generate | convert: self-play on diffusers pipelines, on one process or on many."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from train_core import LoRA, save_tensors, stack_lora, weights_hash
+
+from .curves import verdict
+from .data import Dataset, Report
+from .encoding import encode_dataset
+from .game import Opponent, Progress, Run, generate, play, train_baseline
+from .pipelines import (
+    LORA_LAYERS,
+    PipelineText,
+    UNetDenoiser,
+    kohya_names,
+    load_pipeline,
+    pipeline_encoder,
+    pipeline_sampler,
+)
+from .players import FullPlayer, LoRAPlayer
+from .settings import COMMANDS, ConvertSettings, GenerateSettings, ModelSettings, TrainSettings, parse
+from .store import TensorStore
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command. Errors that a user can mend are printed as their sentence."""
+    if not arguments or arguments[0] not in COMMANDS:
+        print(f"usage: python -m spin_core {{{'|'.join(COMMANDS)}}} --help")
+        return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
+    settings = parse(arguments[0], arguments[1:])
+    run = {"train": run_train, "generate": run_generate, "convert": run_convert}[arguments[0]]
+    try:
+        run(settings)
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(f"spin_core {arguments[0]}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def make_engine(settings: TrainSettings | GenerateSettings):
+    """Accelerate's engine: this process alone, or one of many under `accelerate launch`."""
+    from accelerate import Accelerator
+
+    training = isinstance(settings, TrainSettings)
+    return Accelerator(
+        mixed_precision=settings.precision if training else "no",
+        gradient_accumulation_steps=settings.accumulation if training else 1,
+        log_with=settings.tracker if training else None,
+        project_dir=settings.output,
+    )
+
+
+def make_corpus(pipeline, settings: ModelSettings, engine, report: Report, pairs: bool):
+    """Latents and captions. The main process encodes, the others then read what it kept."""
+    store = TensorStore(settings.output / "cache")
+    text = PipelineText.of(pipeline, store, engine.device)
+    encoder = pipeline_encoder(pipeline, store, settings.resolution, engine.device)
+    with engine.main_process_first():
+        corpus = encode_dataset(Dataset(settings.data), encoder, text, report, pairs)
+        for prompt in {"", settings.negative, *corpus.prompts}:
+            text.encoded(prompt)
+    return corpus, text
+
+
+def make_opponent(pipeline, unet, text: PipelineText, settings: ModelSettings, device) -> Opponent:
+    sampler = {
+        "name": "ddim",
+        "steps": settings.sampling_steps,
+        "cfg": settings.cfg,
+        "negative": settings.negative,
+    }
+    return Opponent(pipeline_sampler(pipeline, unet, text, settings, device), sampler, settings.generation_batch)
+
+
+def run_train(settings: TrainSettings) -> None:
+    engine = make_engine(settings)
+    pipeline = load_pipeline(settings.model, engine.device)
+    report = Report()
+    corpus, text = make_corpus(pipeline, settings, engine, report, settings.method == "dpo")
+    if engine.is_main_process:
+        print(report.text())
+    if settings.tracker:
+        engine.init_trackers("spin", json.loads(settings.model_dump_json()))
+    if settings.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+    player, drawer = make_player(pipeline, settings)
+    log = Log(settings, engine)
+    run = Run(corpus, settings.rounds_settings(), engine, settings.output, log)
+    with player.attached():
+        if settings.method == "spin":
+            opponent = make_opponent(pipeline, drawer, text, settings, engine.device)
+            game = play(player, opponent, run, settings.rounds)
+        else:
+            game = train_baseline(player, run, settings.method)
+    metrics = {"method": settings.method, "rounds": [[vars(step) for step in t.history] for t in game.rounds]}
+    if engine.is_main_process:
+        print(verdict(metrics))
+    engine.end_training()
+
+
+def make_player(pipeline, settings: TrainSettings):
+    """The player, and the U-Net that draws for the opponent."""
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    if settings.train == "lora":
+        base_hash = weights_hash(unet.state_dict())
+        denoiser = UNetDenoiser(unet, scheduler)
+        return LoRAPlayer(denoiser, unet, base_hash, LORA_LAYERS, settings.rank, settings.rank, settings.seed), unet
+    frozen = copy.deepcopy(unet)
+    return FullPlayer(UNetDenoiser(unet, scheduler), UNetDenoiser(frozen, scheduler), unet, frozen), frozen
+
+
+class Log:
+    """Every step as a line of log.jsonl, to the tracker where there is one, and in short on the terminal."""
+
+    def __init__(self, settings: TrainSettings, engine):
+        self.engine, self.file = engine, settings.output / "log.jsonl"
+        self.pairs = settings.batch_size * settings.accumulation
+
+    def __call__(self, progress: Progress) -> None:
+        if not self.engine.is_main_process:
+            return
+        if progress.report is None:
+            print(f"round {progress.round_number}: {progress.done} of {progress.total} pictures", flush=True)
+            return
+        report = progress.report
+        logged = {
+            "round": progress.round_number,
+            "step": report.step,
+            **report.metrics,
+            "grad_norm": report.grad_norm,
+            "lr": report.lr,
+            "images_per_second": 2 * self.pairs / report.seconds,
+        }
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(logged) + "\n")
+        self.engine.log(logged)
+        print(f"round {progress.round_number}, step {report.step}: loss {report.loss:.4f}", flush=True)
+
+
+def run_generate(settings: GenerateSettings) -> None:
+    """The first opponent's pictures, shared out over the processes."""
+    engine = make_engine(settings)
+    pipeline = load_pipeline(settings.model, engine.device)
+    report = Report()
+    corpus, text = make_corpus(pipeline, settings, engine, report, pairs=False)
+    if engine.is_main_process:
+        print(report.text())
+    opponent = make_opponent(pipeline, pipeline.unet, text, settings, engine.device)
+    rounds = TrainSettings.model_construct(seed=settings.seed)
+    run = Run(corpus, rounds.rounds_settings(), engine, settings.output, print_pictures(engine))
+    generate(opponent, weights_hash(pipeline.unet.state_dict()), run, 1)
+
+
+def print_pictures(engine):
+    def on_progress(progress: Progress) -> None:
+        if engine.is_main_process:
+            print(f"{progress.done} of {progress.total} pictures of this process", flush=True)
+
+    return on_progress
+
+
+def run_convert(settings: ConvertSettings) -> None:
+    """The rounds' results as one LoRA, or merged into a U-Net folder."""
+    results = [load_file(path) for path in result_files(settings.run, settings.rounds)]
+    is_lora = any(key.endswith(".lora_down.weight") for key in results[0])
+    if settings.to == "lora":
+        if not is_lora:
+            raise ValueError(f'"{settings.run}" is a full fine-tune: convert it to diffusers')
+        save_tensors(settings.output, kohya_names(stack_lora(results)), {"format": "pt"})
+        return
+    unet = load_pipeline(settings.model, torch.device("cpu")).unet
+    if is_lora:
+        merge(unet, stack_lora(results))
+    else:
+        unet.load_state_dict(results[-1])
+    unet.save_pretrained(settings.output / "unet")
+
+
+def result_files(run: Path, rounds: int | None) -> list[Path]:
+    """The results of rounds 1 … rounds. Raises: ValueError where one is missing."""
+    files = sorted(
+        run.glob("round-*/result.safetensors"), key=lambda path: int(path.parent.name.removeprefix("round-"))
+    )
+    if not files or (rounds is not None and len(files) < rounds):
+        raise ValueError(
+            f'"{run}" has {len(files)} finished rounds' + (f", not {rounds}" if rounds else ": nothing to convert")
+        )
+    return files[:rounds]
+
+
+def merge(unet, state: dict[str, torch.Tensor]) -> None:
+    """Adds a LoRA of this package to the U-Net's weights for good."""
+    prefix, end = "diffusion_model.", ".lora_down.weight"
+    downs = {key.removeprefix(prefix).removesuffix(end): tensor for key, tensor in state.items() if key.endswith(end)}
+    rank = len(next(iter(downs.values())))
+    lora = LoRA(unet, list(downs), rank)
+    lora.load_lora_state_dict(state)
+    lora.merge_into_weights()

@@ -1,0 +1,154 @@
+"""A diffusers pipeline (SD1.x, SD2.x, SDXL) as the game needs it: Denoiser, captions, pictures, sampler.
+
+Needs diffusers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from train_core import NoiseSchedule, weights_hash
+
+from .encoding import Encoder
+from .store import TensorStore, store_key
+
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+LORA_LAYERS = r"\.(to_q|to_k|to_v|to_out\.0)$"
+
+
+def load_pipeline(name: str, device: torch.device):
+    """The pipeline in float32 on the device, frozen, with DDIM as its sampler.
+
+    Raises: ValueError where it has no U-Net.
+    """
+    import diffusers
+
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=torch.float32, safety_checker=None)
+    if not hasattr(pipeline, "unet"):
+        raise ValueError(
+            f'"{name}" is no pipeline with a U-Net (SD1.x, SD2.x, SDXL): flow models are trained in ComfyUI'
+        )
+    if pipeline.scheduler.config.prediction_type not in PREDICTIONS:
+        raise ValueError(f'"{name}" predicts {pipeline.scheduler.config.prediction_type}, which is not trained here')
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval().to(device)
+    return pipeline
+
+
+class UNetDenoiser:
+    """A diffusers U-Net as a Denoiser. context: "context" tokens, and for SDXL "pooled" and "time_ids"."""
+
+    def __init__(self, unet: nn.Module, scheduler):
+        self.unet = unet
+        self.schedule = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod)
+        self.prediction = PREDICTIONS[scheduler.config.prediction_type]
+
+    def predict(self, x_t: Tensor, t: Tensor, context: dict[str, Tensor]) -> Tensor:
+        added = {"text_embeds": context["pooled"], "time_ids": context["time_ids"]} if "pooled" in context else None
+        return self.unet(x_t, t, encoder_hidden_states=context["context"], added_cond_kwargs=added).sample
+
+
+@dataclass(frozen=True)
+class PipelineText:
+    """Captions through the pipeline's text encoders; each is encoded once and kept on disk under their hash."""
+
+    pipeline: object
+    store: TensorStore
+    device: torch.device
+    encoders_hash: str
+
+    @classmethod
+    def of(cls, pipeline, store: TensorStore, device: torch.device) -> "PipelineText":
+        parts = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
+        encoders_hash = ":".join(weights_hash(part.state_dict()) for part in parts if part is not None)
+        return cls(pipeline, store, device, encoders_hash)
+
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
+        """Tokens [1, N, d] and, for SDXL, the pooled text [1, d]."""
+        made_from = {"prompt": prompt, "text encoders": self.encoders_hash}
+        key = store_key(**made_from)
+        found = self.store.get(key)
+        if found is None:
+            with torch.no_grad():
+                parts = self.pipeline.encode_prompt(
+                    prompt, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                )
+            found = {"context": parts[0]} | ({"pooled": parts[2]} if len(parts) == 4 else {})
+            self.store.put(key, found, made_from)
+        return found
+
+    def __call__(self, prompts: list[str], shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Contexts of a batch beside latents of that shape."""
+        rows = [self.encoded(prompt) for prompt in prompts]
+        context = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        if "pooled" in context:
+            height, width = (side * self.pipeline.vae_scale_factor for side in shape[-2:])
+            context["time_ids"] = torch.tensor(
+                [[height, width, 0, 0, height, width]] * len(prompts), dtype=torch.float32
+            )
+        return context
+
+
+def pipeline_encoder(pipeline, store: TensorStore, resolution: int, device: torch.device) -> Encoder:
+    """Pictures to the latents that the U-Net reads: the mean of the VAE's posterior, scaled."""
+
+    def encode(image: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(numpy.asarray(image, dtype=numpy.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            latent = pipeline.vae.encode(pixels.to(device)).latent_dist.mean
+        return latent[0] * pipeline.vae.config.scaling_factor
+
+    multiple = 64 if resolution >= 256 else 16
+    return Encoder(encode, weights_hash(pipeline.vae.state_dict()), store, resolution, multiple)
+
+
+def pipeline_sampler(pipeline, unet: nn.Module, text: PipelineText, settings, device) -> Callable[..., Tensor]:
+    """The pipeline's own sampling with `unet` as it is now. Each picture's first noise hangs on its own seed alone."""
+
+    def sample(prompts: list[str], seeds: list[int], shape: tuple[int, ...]) -> Tensor:
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        kept, pipeline.unet = pipeline.unet, unet
+        try:
+            with torch.no_grad():
+                return pipeline(
+                    **prompt_inputs(text, prompts, settings.negative, device),
+                    latents=torch.stack(noise).to(device),
+                    height=shape[-2] * pipeline.vae_scale_factor,
+                    width=shape[-1] * pipeline.vae_scale_factor,
+                    guidance_scale=settings.cfg,
+                    num_inference_steps=settings.sampling_steps,
+                    output_type="latent",
+                ).images
+        finally:
+            pipeline.unet = kept
+
+    return sample
+
+
+def prompt_inputs(text: PipelineText, prompts: list[str], negative: str, device) -> dict[str, Tensor]:
+    """Prompts as the pipeline takes them when they are encoded already."""
+    wanted, unwanted = ([text.encoded(p) for p in many] for many in (prompts, [negative] * len(prompts)))
+    names = {"context": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
+    inputs = {}
+    for ours, theirs in names.items():
+        if ours in wanted[0]:
+            inputs[theirs] = torch.cat([row[ours] for row in wanted]).to(device)
+            inputs[f"negative_{theirs}"] = torch.cat([row[ours] for row in unwanted]).to(device)
+    return inputs
+
+
+def kohya_names(state: dict[str, Tensor], prefix: str = "diffusion_model.") -> dict[str, Tensor]:
+    """A LoRA on a diffusers U-Net's layers, renamed to what ComfyUI and others read: lora_unet_down_blocks_0_…"""
+    renamed = {}
+    for key, tensor in state.items():
+        stem = next(end for end in (".lora_up.weight", ".lora_down.weight", ".alpha") if key.endswith(end))
+        layer = key.removeprefix(prefix).removesuffix(stem).replace(".", "_")
+        renamed[f"lora_unet_{layer}{stem}"] = tensor
+    return renamed

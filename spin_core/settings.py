@@ -1,0 +1,142 @@
+"""The command line's settings: every one a flag, a line of a settings file, or its default. Needs pydantic-settings."""
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, TomlConfigSettingsSource
+
+from .game import RoundSettings
+from .steps import PairOptions
+
+
+class FileSettings(BaseSettings):
+    """Flags win over the file that --config names; the environment is not read, so that a command says all there is."""
+
+    model_config = SettingsConfigDict(cli_kebab_case=True, extra="forbid", cli_implicit_flags=True)
+    config: Path | None = Field(
+        None, description="Settings file (TOML) with the names of these flags, underscores for dashes."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
+    ):
+        return init_settings, TomlConfigSettingsSource(settings_cls, toml_file=settings_cls.settings_file)
+
+
+def config_of(arguments: list[str]) -> str | None:
+    """The file after --config, looked for before the settings themselves are read."""
+    for place, argument in enumerate(arguments):
+        if argument == "--config" and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+    return None
+
+
+class ModelSettings(FileSettings):
+    """Which model, and how it draws."""
+
+    model: str = Field(description="Folder of a diffusers pipeline (SD1.x, SD2.x or SDXL), or its name on the hub.")
+    output: Path = Field(
+        description="Folder of the run: pictures, checkpoints, results, log.jsonl. The same command goes on there."
+    )
+    data: Path = Field(
+        description="Pictures with captions: a folder, metadata.jsonl/.csv, Pick-a-Pic parquet, or a prompt list."
+    )
+    resolution: int = Field(
+        512, description="Pictures are scaled to about resolution x resolution pixels, in aspect-ratio buckets."
+    )
+    seed: int = Field(0, description="Of noise, timesteps, order and the opponent's pictures.")
+    sampling_steps: int = Field(50, description="Sampling steps of the opponent (DDIM, eta 0).")
+    cfg: float = Field(7.5, description="Guidance of the opponent; 1 is what the theory has, and twice as fast.")
+    negative: str = Field("", description="Negative prompt of the opponent.")
+    generation_batch: int = Field(8, description="Pictures that each process draws at once.")
+
+
+class TrainSettings(ModelSettings):
+    """Trains: self-play, or its baselines. Under `accelerate launch` on as many processes as there are."""
+
+    method: Literal["spin", "sft", "dpo"] = Field(
+        "spin", description="Self-play, supervised fine-tuning, or Diffusion-DPO on pairs."
+    )
+    rounds: int = Field(1, ge=1, description="Rounds of self-play.")
+    train: Literal["full", "lora"] = Field("full", description="All weights of the U-Net, or a LoRA on its attention.")
+    rank: int = Field(16, ge=1, description="Rank of the LoRA.")
+    steps: list[int] = Field([500], description="Optimiser steps, one value or one a round: the last one stays.")
+    beta: list[float] = Field(
+        [2000.0, 5000.0], description="Pull towards the opponent, one a round (means over pixels, kappa 1/2)."
+    )
+    lr: list[float] = Field([2e-5], description="Peak learning rate, one a round. Never scaled by the batch.")
+    batch_size: int = Field(8, ge=1, description="Pairs in one forward of all processes together.")
+    accumulation: int = Field(1, ge=1, description="Forwards in one optimiser step.")
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the rate rises.")
+    decay: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="How the rate falls after the warm-up."
+    )
+    weight_decay: float = Field(0.01, description="AdamW's.")
+    max_grad_norm: float | None = Field(1.0, description="Gradients are clipped to this norm; null leaves them.")
+    checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="Autocast of the forward; weights and loss stay float32."
+    )
+    gradient_checkpointing: bool = Field(False, description="Less memory, about a third more time.")
+    share_noise: bool = Field(True, description="Real and generated picture get the same noise.")
+    caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of pairs with an empty caption, on both sides.")
+    low_memory: bool = Field(False, description="One side of the pair at a time: the same gradient, one forward more.")
+    margin_clamp: float | None = Field(None, description="Pairs with |z| beyond this no longer pull.")
+    safeguard: float | None = Field(None, description="SDPO's margin mu: the real side's error cannot rise.")
+    sft_weight: float = Field(0.0, description="Adds so much of the plain loss on the real picture.")
+    tracker: str | None = Field(None, description="A tracker of Accelerate (tensorboard, wandb, …) beside log.jsonl.")
+
+    def rounds_settings(self) -> RoundSettings:
+        """These settings as the game takes them."""
+        return RoundSettings(
+            steps=tuple(self.steps),
+            beta=tuple(self.beta),
+            lr=tuple(self.lr),
+            batch_size=self.batch_size,
+            warmup_steps=self.warmup_steps,
+            decay=self.decay,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            checkpoint_every=self.checkpoint_every,
+            share_noise=self.share_noise,
+            caption_dropout=self.caption_dropout,
+            low_memory=self.low_memory,
+            options=PairOptions(self.margin_clamp, self.safeguard, self.sft_weight),
+            seed=self.seed,
+        )
+
+
+class GenerateSettings(ModelSettings):
+    """Draws the first opponent's pictures alone, for instance on other machines than those that train."""
+
+    rounds: Literal[1] = Field(1, description="Only round 1's opponent exists before training.")
+
+
+class ConvertSettings(FileSettings):
+    """Turns what a run learnt into what others read."""
+
+    run: Path = Field(description="Folder of the run.")
+    model: str = Field(description="The pipeline that the run started from.")
+    to: Literal["lora", "diffusers"] = Field(
+        "diffusers",
+        description="lora: one file for ComfyUI (LoRA runs). diffusers: a U-Net folder with everything merged.",
+    )
+    rounds: int | None = Field(None, description="How many rounds to take; all by default.")
+    output: Path = Field(description="File (lora) or folder (diffusers) to write.")
+
+
+COMMANDS = {"train": TrainSettings, "generate": GenerateSettings, "convert": ConvertSettings}
+
+
+def parse(command: str, arguments: list[str]) -> FileSettings:
+    """The settings of a command from its flags and file. Exits with the usage where a flag is unknown."""
+
+    class Parsed(COMMANDS[command]):
+        settings_file: ClassVar[str | None] = config_of(arguments)
+
+    Parsed.__doc__ = COMMANDS[command].__doc__
+    return CliApp.run(Parsed, cli_args=arguments, cli_exit_on_error=True)

@@ -1,0 +1,152 @@
+"""The command line on a pipeline of diffusers' own classes, a few thousand weights large."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file
+
+from spin_core.cli import main
+from spin_core.settings import TrainSettings, parse
+
+WIDTH = 32
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A StableDiffusionPipeline folder."""
+    folder = tmp_path_factory.mktemp("model")
+    letters = [chr(code) for code in range(97, 123)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *[f"{letter}</w>" for letter in letters]]
+    (folder / "vocab.json").write_text(json.dumps({word: place for place, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16, unk_token="<|endoftext|>"
+    )
+    torch.manual_seed(0)
+    text = transformers.CLIPTextConfig(
+        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    text.max_position_embeddings, text.bos_token_id, text.eos_token_id = 16, 0, 1
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8,) * 4, norm_num_groups=4, layers_per_block=1, latent_channels=4, **blocks
+    )
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False
+    )
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=transformers.CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    return str(folder / "pipeline")
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, colour in (("a", "red"), ("b", "green"), ("c", "blue")):
+        Image.new("RGB", (64, 64), colour).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(colour)
+    (folder / "d.png").write_bytes(b"no picture")
+    (folder / "d.txt").write_text("broken")
+    return folder
+
+
+@pytest.fixture
+def train(model, data, tmp_path):
+    def run(*flags, command="train", output="run"):
+        small = ["--resolution", "64", "--sampling-steps", "2", "--cfg", "2", "--generation-batch", "2"]
+        fixed = ["--model", model, "--data", str(data), "--output", str(tmp_path / output)]
+        if command == "train":
+            small += ["--steps", "2", "--batch-size", "2", "--lr", "1e-3", "--beta", "50"]
+        return main([command, *fixed, *small, *flags])
+
+    return run
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_train_then_convert(train, model, tmp_path, kind, capsys):
+    assert train("--train", kind, "--rounds", "2") == 0
+    assert "does not decode" in capsys.readouterr().out
+    log = log_of(tmp_path / "run")
+    assert [(line["round"], line["step"]) for line in log] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert all(line["loss"] == pytest.approx(0.693147, abs=1e-6) for line in log if line["step"] == 1)
+    convert = ["convert", "--run", str(tmp_path / "run"), "--model", model]
+    assert main([*convert, "--to", "diffusers", "--output", str(tmp_path / "converted")]) == 0
+    unet = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "converted", subfolder="unet")
+    start = diffusers.UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    assert not torch.equal(unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight,
+                           start.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight)  # fmt: skip
+    lora = main([*convert, "--to", "lora", "--output", str(tmp_path / "lora.safetensors")])
+    if kind == "full":
+        assert lora == 1 and "is a full fine-tune" in capsys.readouterr().err
+    else:
+        names = load_file(tmp_path / "lora.safetensors")
+        assert "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight" in names
+
+
+def test_generate_makes_what_training_then_uses(train, tmp_path, capsys):
+    assert train(command="generate") == 0
+    pictures = sorted((tmp_path / "run" / "pictures").rglob("*.safetensors"))
+    assert len(pictures) == 3
+    before = [picture.stat().st_mtime_ns for picture in pictures]
+    assert train() == 0
+    assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "run" / "pictures").rglob("*.safetensors"))] == before
+
+
+@pytest.mark.parametrize("method", ["sft"])
+def test_baseline(train, tmp_path, method):
+    assert train("--method", method) == 0
+    assert len(log_of(tmp_path / "run")) == 2
+
+
+def test_errors_are_one_sentence(train, capsys):
+    assert train("--method", "dpo") == 1
+    assert "no preference pairs" in capsys.readouterr().err
+    assert train("--beta", "0", output="other") == 1
+    assert "must be above 0" in capsys.readouterr().err
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    (tmp_path / "a.toml").write_text("rounds = 3\nbeta = [10.0]\nsteps = [5]\n")
+    found = parse(
+        "train", ["--config", str(tmp_path / "a.toml"), "--model", "m", "--data", "d", "--output", "o", "--steps", "7"]
+    )
+    assert (found.rounds, found.beta, found.steps, found.lr) == (3, [10.0], [7], [2e-5])
+
+
+def test_the_papers_recipe_is_read():
+    found = parse("train", ["--config", "spin_core/recipes/paper.toml", "--model", "m", "--data", "d", "--output", "o"])
+    assert isinstance(found, TrainSettings) and found.beta == [2000.0, 5000.0, 5000.0]
+    assert found.batch_size * found.accumulation == 2048
+
+
+def test_an_unknown_line_of_the_file_is_refused(tmp_path):
+    (tmp_path / "a.toml").write_text("betas = [10.0]\n")
+    with pytest.raises(Exception, match="betas"):
+        parse("train", ["--config", str(tmp_path / "a.toml"), "--model", "m", "--data", "d", "--output", "o"])
