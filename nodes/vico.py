@@ -115,8 +115,10 @@ class SaveViCoConcept(io.ComfyNode):
             path = os.path.join(folder, f"{name}_{counter:05}_.safetensors")
             concept.save(path)
         else:
-            path = os.path.join(folder, f"{name}_{counter:05}_cross_attention-{concept.step}.pt")
-            concept.save_original(path, path.replace("cross_attention", "embeddings_gs"))
+            pair = os.path.join(folder, f"{name}_{counter:05}_")
+            os.makedirs(pair)
+            path = os.path.join(pair, f"cross_attention-{concept.step}.pt")
+            concept.save_original(path, os.path.join(pair, f"embeddings_gs-{concept.step}.pt"))
         return io.NodeOutput(path)
 
 

@@ -40,7 +40,7 @@ def test_the_pair_shows_as_one_file_and_loads(host, call, models_vico):
     call("ViCoSaveConcept", concept=make_concept(step=300), filename_prefix="duck", format="original pair")
     schema = host.node_classes["ViCoLoadConcept"].define_schema()
     (name,) = schema.inputs[0].options
-    assert name == "duck_00001_cross_attention-300.pt"
+    assert name == os.path.join("duck_00001_", "cross_attention-300.pt")
     assert call("ViCoLoadConcept", concept=name)[0].step == 300
 
 
