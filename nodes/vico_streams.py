@@ -201,11 +201,9 @@ class HostStreams:
 
     def encode(self, captions: list[str], x: Tensor) -> tuple[dict[str, Tensor], list[list[int]], list[list[int]]]:
         """The captions through the text encoder, with its gradient to the word: (context, placeholder's and EOT's columns)."""
-        encoded = [
-            self.clip.encode_from_tokens(self.tokenized(c), return_pooled=True, return_dict=True) for c in captions
-        ]
-        contexts = [self.conditions(out, x) for out in encoded]
-        columns = [out[COLUMNS][KEY] for out in encoded]
+        encoded = [encode_loaded(self.clip, self.tokenized(caption)) for caption in captions]
+        contexts = [self.conditions(cond, pooled, x) for cond, pooled, _ in encoded]
+        columns = [extra[COLUMNS][KEY] for _, _, extra in encoded]
         context = {name: torch.cat([c[name] for c in contexts]) for name in contexts[0]}
         return context, [list(c.trigger) for c in columns], [[c.end_of_text] for c in columns]
 
@@ -214,10 +212,19 @@ class HostStreams:
             self.tokens[caption] = self.clip.tokenize(caption)
         return self.tokens[caption]
 
-    def conditions(self, encoded: dict, x: Tensor) -> dict[str, Tensor]:
+    def conditions(self, cond: Tensor, pooled: Tensor | None, x: Tensor) -> dict[str, Tensor]:
         """What the model reads of an encoded caption (SDXL: size embedding included), gradients kept."""
         scale = self.model.latent_format.spacial_downscale_ratio
         size = {"width": x.shape[-1] * scale, "height": x.shape[-2] * scale}
-        pooled = {"pooled_output": encoded["pooled_output"]}
-        conds = self.model.extra_conds(noise=x[:1], device=x.device, cross_attn=encoded["cond"], **size, **pooled)
+        conds = self.model.extra_conds(noise=x[:1], device=x.device, cross_attn=cond, pooled_output=pooled, **size)
         return {name: cond.cond.to(x.device) for name, cond in conds.items()}
+
+
+def encode_loaded(clip: comfy.sd.CLIP, tokens: dict):
+    """The host's encode_from_tokens without its look at the memory, which could move the U-Net away in mid-training."""
+    encoder = clip.cond_stage_model
+    encoder.reset_clip_options()
+    if clip.layer_idx is not None:
+        encoder.set_clip_options({"layer": clip.layer_idx})
+    encoder.set_clip_options({"execution_device": clip.patcher.load_device})
+    return encoder.encode_token_weights(tokens)

@@ -9,7 +9,10 @@ LEVELS = 10  # the original's candidate thresholds: 0, 0.1 … 0.9
 def text_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:
     """Softmax attention averaged over heads, in float32: q [B, M, inner], k [B, T, inner] of a text cross-attention → [B, M, T]."""
     q, k = (t.float().unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))  # [B, heads, M or T, dim_head]
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
+    with torch.amp.autocast(
+        q.device.type, enabled=False
+    ):  # a mask must not depend on how training lowers its precision
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
 
 
 def read_columns(attention: Tensor, columns: list[list[int]]) -> Tensor:

@@ -1,0 +1,327 @@
+"""Train ViCo in the real host: exact where it must be, interrupted, resumed, previewed, and gone from memory afterwards."""
+
+import gc
+import logging
+import sys
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import pytest
+import torch
+
+from train_core import LocalEngine, weights_hash
+from vico_core import ViCoConcept
+from vico_core.training import Batch, TrainedConcept
+
+DEFAULTS = {
+    "initialiser": "toy",
+    "placeholder": "*",
+    "steps": 2,
+    "seed": 3,
+    "name": "test",
+    "size": 64,
+    "checkpoint_every": 0,
+    "preview_prompts": "",
+    "preview_every": 0,
+    "word_lr": 5e-3,
+    "attention_lr": 1e-5,
+    "batch_size": 1,
+    "accumulation": 1,
+    "precision": "no",
+    "gradient_checkpointing": False,
+    "detach_reference": False,
+}
+
+
+def pack_module(name):
+    """A module of the pack as the host loaded it."""
+    (found,) = [module for key, module in sys.modules.items() if key.endswith(f"vico-spin.nodes.{name}")]
+    return found
+
+
+def photos(count=3, size=(96, 96), channels=3, seed=0):
+    return torch.rand(count, *size, channels, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """models/vico and output of this test."""
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "vico", ([str(tmp_path / "vico")], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def parts(make_sd1, make_clip, make_vae):
+    """SD1.x's layout at a tenth of its width, made as a loader node makes them: under inference mode."""
+    with torch.inference_mode():
+        return {"model": make_sd1(), "clip": make_clip(), "vae": make_vae()}
+
+
+@pytest.fixture
+def train(call, parts, home):
+    """train(images, masks, **settings) → (concept, loss_map, curve, run)."""
+
+    def run(images=None, masks=None, **settings):
+        inputs = {**parts, **DEFAULTS, **settings}
+        batches = images if isinstance(images, list) else [photos() if images is None else images]
+        return call("ViCoTrain", photos=batches, masks=masks, **{name: [value] for name, value in inputs.items()})
+
+    return run
+
+
+def tensors_of(concept: ViCoConcept) -> dict:
+    tensors = {f"{place}.{k}": t for place, module in concept.modules.items() for k, t in module.items()}
+    return tensors | concept.embeddings
+
+
+def same_bits(a: ViCoConcept, b: ViCoConcept) -> bool:
+    return weights_hash(tensors_of(a)) == weights_hash(tensors_of(b))
+
+
+def distance(a: ViCoConcept, b: ViCoConcept) -> float:
+    """Largest difference of any number, against the largest change that a step makes (the word's learning rate)."""
+    a, b = tensors_of(a), tensors_of(b)
+    return max((a[k] - b[k]).abs().max().item() for k in a) / DEFAULTS["word_lr"]
+
+
+def test_a_concept_comes_out_and_the_model_stays_as_it_was(train, parts):
+    modules = (parts["model"].model, parts["clip"].cond_stage_model, parts["vae"].first_stage_model)
+    before = [weights_hash(module.state_dict()) for module in modules]
+    concept, loss_map, curve, run = train(steps=3)
+    assert [weights_hash(module.state_dict()) for module in modules] == before
+    assert list(concept.widths) == ["output_blocks.4.1", "output_blocks.6.1", "output_blocks.8.1", "output_blocks.10.1"]
+    assert (concept.placeholder, concept.initialiser, concept.step) == ("*", "toy", 3)
+    assert concept.settings["steps"] == 3 and concept.base_hash and concept.thumbnail.startswith(b"\x89PNG")
+    assert len(loss_map["loss"]) == 3 and curve.shape[0] == 1 and run.startswith("test-")
+
+
+def test_what_it_learns_hangs_on_the_seed_and_the_photos(train):
+    assert same_bits(train(name="a")[0], train(name="b")[0])
+    assert not same_bits(train()[0], train(seed=4)[0])
+    assert not same_bits(train()[0], train(photos(seed=1))[0])
+
+
+def test_training_sees_what_apply_vico_draws(parts, make_sd1):
+    """The noisy stream of a training step is the U-Net that Apply ViCo patches, on the same caption and reference."""
+    streams_module, denoiser, text = pack_module("vico_streams"), pack_module("denoiser"), pack_module("vico_text")
+    generator = torch.Generator().manual_seed(0)
+    x_t, reference = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
+    with denoiser.training_mode():
+        patcher, clip = denoiser.training_copy(parts["model"]), streams_module.training_clip(parts["clip"])
+        trained = TrainedConcept(streams_module.places_of(patcher.model.diffusion_model)[1], {"l": torch.randn(1, 40)})
+        host = streams_module.HostStreams(patcher, clip, trained, "*", LocalEngine())
+        t = torch.tensor([400])
+        got = host.predict(x_t, Batch(x_t, reference, x_t, t, ["a photo of a *"])).prediction.detach()
+    attach = pack_module("vico_attach")
+    model = make_sd1()
+    scale = model.model.latent_format.scale_factor
+    photo = attach.Photo(reference / scale, torch.zeros(8, 8, 3))
+    with torch.inference_mode():
+        subject = pack_module("vico").make_subject(
+            model, parts["clip"], trained.concept(placeholder="*"), attach.Reference([photo])
+        )
+        applied, clip = attach.attach(model, subject), text.with_trigger(parts["clip"], subject.trigger)
+        encoded = clip.encode_from_tokens(clip.tokenize("a photo of a *"), return_dict=True)
+        columns = encoded["vico_columns"][subject.key]
+        comfy.model_management.load_models_gpu([applied, *applied.get_nested_additional_models()])
+        options = {"uuids": ["prompt"], "sigmas": torch.tensor([1.0]), "wrappers": applied.wrappers}
+        options[subject.key] = attach.Run({"prompt": columns.trigger}, applied)
+        expected = applied.model.diffusion_model(x_t, t.float(), context=encoded["cond"], transformer_options=options)
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_a_batch_of_two_is_two_batches_of_one(train):
+    """Each row has its own caption, columns, mask and reference (the authors' batch reads the first row's)."""
+    together, single = train(batch_size=2)[0], train(accumulation=2)[0]
+    assert distance(together, single) < 1e-2
+    assert distance(together, train(batch_size=1)[0]) > 1e-1
+
+
+def test_gradient_checkpointing_changes_nothing(train):
+    plain, checkpointed = train(name="a")[0], train(name="b", gradient_checkpointing=True)[0]
+    assert distance(plain, checkpointed) < 1e-3
+
+
+def test_a_given_mask_takes_the_place_of_the_automatic_one(train):
+    half = torch.zeros(3, 96, 96)
+    half[:, :, :48] = 1
+    assert not same_bits(train(masks=[half])[0], train()[0])
+
+
+def test_bf16_keeps_what_it_learns_in_float32(train):
+    concept, loss_map, _, _ = train(precision="bf16")
+    assert {t.dtype for t in tensors_of(concept).values()} == {torch.float32}
+    full = train()[1]["loss"]
+    assert loss_map["loss"] == pytest.approx(full, rel=0.05)
+    assert distance(concept, train()[0]) < 2.5  # AdamW's first steps are the sign of the gradient: a sign may differ
+
+
+def test_detaching_the_reference_leaves_its_gradient_out_and_nothing_else(train):
+    detached, plain = train(detach_reference=True), train()
+    assert detached[1]["loss"][0] == pytest.approx(plain[1]["loss"][0], rel=1e-6)
+    assert not torch.equal(detached[0].embeddings["l"], plain[0].embeddings["l"])
+
+
+# Files, resume, interrupt
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train):
+    train(name="parts", steps=2)
+    continued, whole = train(name="parts", steps=4), train(name="whole", steps=4)
+    assert same_bits(continued[0], whole[0])
+    assert continued[1] == whole[1]
+
+
+def test_every_checkpoint_is_a_concept_that_loads(train, home):
+    concept, _, _, run = train(steps=5, checkpoint_every=2)
+    files = sorted((home / "vico" / run).glob("step-*.safetensors"))
+    assert [file.name for file in files] == [
+        "step-00002.safetensors",
+        "step-00004.safetensors",
+        "step-00005.safetensors",
+    ]
+    assert same_bits(ViCoConcept.load(files[-1]), concept)
+    assert ViCoConcept.load(files[0]).step == 2
+
+
+def test_fewer_steps_than_the_run_has_gone_give_the_kept_step_or_a_sentence(train):
+    whole, losses, _, _ = train(steps=4, checkpoint_every=2)
+    second, earlier, _, _ = train(steps=2, checkpoint_every=2)
+    assert second.step == 2 and earlier["loss"] == losses["loss"][:2] and not same_bits(second, whole)
+    with pytest.raises(ValueError, match=r"step 4 already, and step 3 was not kept.*2, 4"):
+        train(steps=3)
+
+
+def interrupting(at: int, previews: list):
+    """The host's progress hook, as a user who presses the cross: it stops the run at a step."""
+
+    def hook(value, total, preview, node_id=None):
+        if preview is not None:
+            previews.append(preview)
+        if value >= at:
+            comfy.model_management.interrupt_current_processing()
+
+    return hook
+
+
+def test_an_interrupt_keeps_what_was_learnt_and_the_next_run_goes_on(train, home, monkeypatch):
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", interrupting(1, []))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(name="stopped", steps=3)
+    (kept,) = (home / "vico").glob("stopped-*/step-*.safetensors")
+    assert 1 <= ViCoConcept.load(kept).step < 3
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", None)
+    assert same_bits(train(name="stopped", steps=3)[0], train(name="whole", steps=3)[0])
+
+
+def test_previews_are_shown_and_change_nothing(train, monkeypatch):
+    previews = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", interrupting(99, previews))
+    monkeypatch.setattr(pack_module("vico_training"), "PREVIEW_STEPS", 2)
+    shown = train(name="shown", preview_prompts="a photo of a *\na * on the beach", preview_every=1)[0]
+    assert [preview[1].size for preview in previews] == [(128, 64)] * 2
+    assert same_bits(shown, train(name="plain")[0])
+
+
+def test_a_concept_lost_in_a_kill_is_written_again(train, home):
+    _, _, _, run = train(steps=2, checkpoint_every=2)
+    lost = home / "vico" / run / "step-00002.safetensors"
+    before = ViCoConcept.load(lost)
+    lost.unlink()
+    train(steps=4, checkpoint_every=2)
+    assert same_bits(ViCoConcept.load(lost), before)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence_and_keeps_the_last_good_step(train, home):
+    with pytest.raises(ArithmeticError, match=r"training stopped at step \d+: .*The weights are those after step"):
+        train(name="wild", steps=30, attention_lr=1.0, word_lr=1e30)
+    kept = list((home / "vico").glob("wild-*/step-*.safetensors"))
+    assert all(torch.isfinite(t).all() for file in kept for t in tensors_of(ViCoConcept.load(file)).values())
+
+
+# Bad input
+
+
+def test_one_photo_is_its_own_reference_and_is_warned_of(train, caplog):
+    with caplog.at_level(logging.DEBUG):
+        train(photos(1))
+    assert "Only one photo" in caplog.text
+
+
+def test_photos_of_several_sizes_and_with_alpha(train):
+    concept, _, _, _ = train([photos(1, (96, 64)), photos(2, (48, 80), channels=4)])
+    assert concept.step == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"initialiser": "teddybear plush"}, "must be one"),
+        ({"initialiser": ""}, "0 tokens"),
+        ({"placeholder": "two words"}, "split into 2 tokens"),
+        ({"images": photos(2, (16, 64))}, "Photo 1 is 64×16 pixels"),
+        ({"images": photos(2) * float("nan")}, "NaN"),
+        ({"masks": [torch.ones(2, 96, 96)]}, "3 photos and 2 masks"),
+        ({"masks": [torch.zeros(3, 96, 96)]}, "mask of photo 1 is empty"),
+        ({"preview_prompts": "a photo", "preview_every": 1}, "does not contain the trigger word"),
+    ],
+)
+def test_bad_input_is_said_in_a_sentence(train, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        train(**settings)
+
+
+def test_a_model_without_places_is_said_in_a_sentence(train, make_sd1):
+    with pytest.raises(ValueError, match="no place for ViCo"):
+        train(model=make_sd1(attention=0))
+
+
+def test_an_unwritable_folder_is_said_before_the_first_step(train, home):
+    (home / "vico").write_text("a file in the folder's place")
+    with pytest.raises(OSError, match="could not be written"):
+        train()
+    assert not list((home / "output").rglob("step-*"))
+
+
+# The grid, and memory
+
+
+def test_the_grid_has_a_labelled_row_a_checkpoint(train, call, parts):
+    _, _, _, run = train(steps=4, checkpoint_every=2)
+    reference = call("ViCoReference", vae=parts["vae"], image=photos(1), size=64)[0]
+    inputs = {
+        **parts,
+        "reference": reference,
+        "prompts": "a *\na * on grass",
+        "seed": 1,
+        "seeds": 2,
+        "steps": 2,
+        "cfg": 2.0,
+    }
+    (grid,) = call("ViCoCheckpointGrid", run=run, **inputs)
+    assert grid.shape == (1, 2 * (64 + 18), 4 * 64, 3)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        call("ViCoCheckpointGrid", run="nothing", **inputs)
+    with pytest.raises(ValueError, match="not the name of a ViCo run"):
+        call("ViCoCheckpointGrid", run="../elsewhere", **inputs)
+
+
+def live_bytes() -> int:
+    gc.collect()
+    storages = {}
+    for found in gc.get_objects():
+        if isinstance(found, torch.Tensor) and found.device.type == "cpu" and not found.is_sparse:
+            storage = found.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def test_memory_is_given_back_over_20_runs(train):
+    train(steps=1, seed=0)
+    before, loaded = live_bytes(), len(comfy.model_management.current_loaded_models)
+    for seed in range(1, 21):
+        train(steps=1, seed=seed)
+    assert live_bytes() <= 1.05 * before
+    assert len(comfy.model_management.current_loaded_models) <= loaded
