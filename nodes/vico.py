@@ -436,20 +436,18 @@ class ViCoMaskPreview(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, concept, reference, prompt, percent, mask) -> io.NodeOutput:
         check_prompt(prompt, concept.placeholder)
+        captures = capture_masks(model, clip, concept, reference, prompt, percent, mask)
+        size = reference.photos[0].image.shape[:2]
         overlays, masks = [], []
-        for capture, photo in zip(
-            capture_masks(model, clip, concept, reference, prompt, percent, mask), reference.photos, strict=True
-        ):
+        for capture, photo in zip(captures, reference.photos, strict=True):
             for name, grid in capture.grids.items():
                 seen = on_photo(capture.masks[name][0], grid, photo.image)
-                masks.append(seen)
-                overlays.append(photo.image * (0.25 + 0.75 * seen[..., None]))
-        size = reference.photos[0].image.shape[:2]
-        return io.NodeOutput(
-            torch.stack([fit(o.movedim(-1, 0), size).movedim(0, -1) for o in overlays]),
-            torch.stack([fit(m[None], size)[0] for m in masks]),
-            ui=ui.PreviewImage(torch.stack([fit(o.movedim(-1, 0), size).movedim(0, -1) for o in overlays]), cls=cls),
-        )
+                masks.append(fit(seen[None], size)[0])
+                overlays.append(
+                    fit((photo.image * (0.25 + 0.75 * seen[..., None])).movedim(-1, 0), size).movedim(0, -1)
+                )
+        overlay = torch.stack(overlays)
+        return io.NodeOutput(overlay, torch.stack(masks), ui=ui.PreviewImage(overlay, cls=cls))
 
 
 def capture_masks(model, clip, concept, reference, prompt, percent, mask):
@@ -463,14 +461,8 @@ def capture_masks(model, clip, concept, reference, prompt, percent, mask):
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(conditioning, conditioning)
     latent = torch.zeros_like(subject.latents[0])
-    guider.sample(
-        latent,
-        latent,
-        comfy.samplers.sampler_object("euler"),
-        torch.tensor([float(sigma), 0.0]),
-        disable_pbar=True,
-        seed=0,
-    )
+    euler, one_step = comfy.samplers.sampler_object("euler"), torch.tensor([float(sigma), 0.0])
+    guider.sample(latent, latent, euler, one_step, disable_pbar=True, seed=0)
     return captured
 
 
