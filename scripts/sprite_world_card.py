@@ -9,20 +9,41 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import math
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scripts.train_sprite_world import ROOT, WORK, encoded, load_world_model, to_unit, write_atomically
+from scripts.train_sprite_world import (
+    BATCH,
+    CAPTIONS_A_PICTURE,
+    DATA_SEED,
+    PICTURES,
+    ROOT,
+    WORK,
+    encoded,
+    load_world_model,
+    to_unit,
+    write_atomically,
+)
 from sprite_world.autoencoder import SpriteAutoencoder
-from sprite_world.pictures import evaluation_prompts, pictures, render
+from sprite_world.identity import identity
+from sprite_world.measure import accuracies, features, frechet_distance, identity_similarity, measure, report, to_art
+from sprite_world.pictures import PIXELS, evaluation_prompts, is_held_out_pair, pictures, render, show
+from sprite_world.scenes import ART
+from sprite_world.vocabulary import read_caption
 
 BASE = ROOT / "sprite_world" / "weights" / "base.safetensors"
-STEPS, CFG = 25, 5.0
+DOCS = ROOT / "docs" / "sprite_world"
+STEPS, CFG, COLUMNS = 25, 5.0, 8
+FIRST = ("class_word", "colour", "scene")
 
 
 def latent_colours(codec: SpriteAutoencoder) -> Tensor:
@@ -93,22 +114,173 @@ def tiled(images: np.ndarray, columns: int) -> Image.Image:
     return Image.fromarray(np.concatenate(rows, 0))
 
 
-def grid(world: World, path: Path, number: int = 40, columns: int = 8) -> None:
-    images = world.draw(evaluation_prompts()[:number], seed=1)
-    tiled((images.numpy() * 255).round().astype(np.uint8), columns).save(path)
+def as_bytes(images: Tensor) -> np.ndarray:
+    return (images.numpy() * 255).round().astype(np.uint8)
+
+
+def drawn_in_batches(world: World, prompts: list[str], batch: int = 25) -> Tensor:
+    """A picture for each prompt; seeds 0, 1, ... by batch."""
+    return torch.cat([world.draw(prompts[i : i + batch], seed=i // batch) for i in range(0, len(prompts), batch)])
+
+
+def shown_figures(world: World, prompts: list[str]) -> tuple[dict, Tensor]:
+    """How the base follows held-out prompts, and how far its pictures are from held-out renders."""
+    started = time.monotonic()
+    images = drawn_in_batches(world, prompts)
+    seconds = (time.monotonic() - started) / len(prompts)
+    art = to_art(images)
+    measured = measure(art, prompts)
+    pairs = [
+        m for m in measured if is_held_out_pair(read_caption(m.caption)["class_word"], read_caption(m.caption)["scene"])
+    ]
+    renders = np.stack([render(picture)[0] for picture in itertools.islice(pictures(4, held_out=True), len(prompts))])
+    figures = {f"{name}, held-out prompts": share for name, share in accuracies(measured).items()}
+    figures |= {
+        f"{name}, held-out class and scene pairs": share for name, share in accuracies(pairs).items() if name in FIRST
+    }
+    figures["taste of the samples, mean"] = float(np.mean([m.shown["taste"] for m in measured]))
+    figures["Fréchet distance to held-out renders"] = frechet_distance(features(art), features(renders))
+    figures["seconds a picture, in batches of 25"] = seconds
+    return figures, images
+
+
+def codec_figures(world: World, number: int = 200) -> dict:
+    """The autoencoder on held-out renders: PSNR, and whether decoded pictures keep their identity."""
+    drawn = list(itertools.islice(pictures(5, held_out=True), number))
+    truth = np.stack([show(render(picture)[0]) for picture in drawn])
+    decoded = as_bytes(world.vae.decode(world.vae.encode(torch.from_numpy(truth).float() / 255)))
+    error = np.square(decoded.astype(float) - truth).mean()
+    art = decoded.reshape(number, ART, PIXELS, ART, PIXELS, 3)[:, :, 0, :, 0]
+    own = [identity_similarity(art[i : i + 1], p.who)[0] for i, p in enumerate(drawn)]
+    rivals = [identity(p.who.seed + 1, p.who.class_word, p.who.colour) for p in drawn]
+    other = [identity_similarity(art[i : i + 1], rival)[0] for i, rival in enumerate(rivals)]
+    return {
+        "autoencoder PSNR, dB": 10 * math.log10(255**2 / error),
+        "decoded picture, similarity with itself: mean": float(np.mean(own)),
+        "decoded picture, similarity with itself: 5th percentile": float(np.percentile(own, 5)),
+        "decoded picture, similarity with another of its class and colour: mean": float(np.mean(other)),
+    }
+
+
+def speed_figures(path: Path) -> tuple[dict, World]:
+    """Seconds of the first load and of one picture, and what lies on the disk."""
+    started = time.monotonic()
+    world = World(path)
+    loaded = time.monotonic()
+    world.draw(["a red crab on sand"], seed=0)
+    first = time.monotonic()
+    world.draw(["a blue ghost at night"], seed=0)
+    size = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) / 1e6
+    return {
+        "seconds to load (host already imported)": loaded - started,
+        "seconds for the first picture": first - loaded,
+        "seconds for the next": time.monotonic() - first,
+        "MB of weights in all": size,
+    }, world
+
+
+def losses(work: Path) -> list[dict]:
+    return [
+        entry for entry in map(json.loads, (work / "log.jsonl").read_text().splitlines()) if entry["part"] == "unet"
+    ]
+
+
+def draw_loss_curve(entries: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    axes.plot([e["step"] for e in entries], [e["loss"] for e in entries], linewidth=1)
+    axes.set(xlabel="step", ylabel="min-SNR weighted loss", yscale="log")
+    figure.savefig(path, dpi=110)
+
+
+CARD = """# The Sprite World's card
+
+A small text-to-image model of Stable Diffusion 1.x's block layout, trained from nothing on procedurally drawn pixel art.
+A base model on pictures of mixed taste; nothing was tuned on top. GPL-3.0, as the pack.
+
+![samples for held-out prompts](../docs/sprite_world/samples.png)
+
+The samples: {columns} a row, prompts that no training picture has, {steps} steps of Euler at CFG {cfg}.
+
+## Training
+
+| | |
+|---|---|
+| command | `python -m scripts.train_sprite_world --minutes {minutes:.0f}` on two shared cores, then `python -m scripts.sprite_world_card --export` |
+| data | {pictures} pictures drawn from seed {seed}, {captions} captions each; a tenth of the identities, a tenth of the (class, colour, scene) triples and one scene of each class held out |
+| U-Net and text encoder | {step} steps of {batch} pictures ({samples} samples), {minutes:.0f} minutes; Muon, AdamW; min-SNR weights; averaged weights shipped |
+| last loss | {loss:.4f} |
+
+![loss curve](../docs/sprite_world/loss.png)
+
+## Figures
+
+Measured on the shipped weights by `python -m scripts.sprite_world_card`; {number} held-out prompts, {steps} steps, CFG {cfg}.
+
+{table}
+
+The measures' own accuracy on held-out renders, by `python -m sprite_world.measure`:
+
+{measures}
+"""
+
+
+def as_table(figures: dict) -> str:
+    rows = [f"| {name} | {value:.3f} |" for name, value in figures.items()]
+    return "\n".join(["| figure | value |", "|---|---|", *rows])
+
+
+def write_card(work: Path, weights: Path, number: int) -> None:
+    """Measures the shipped weights and writes CARD.md with its pictures."""
+    DOCS.mkdir(parents=True, exist_ok=True)
+    speed, world = speed_figures(weights)
+    shown, images = shown_figures(world, evaluation_prompts()[:number])
+    figures = shown | codec_figures(world) | speed
+    tiled(as_bytes(images[:40]), COLUMNS).save(DOCS / "samples.png", optimize=True)
+    entries = losses(work)
+    draw_loss_curve(entries, DOCS / "loss.png")
+    with safe_open(weights, "pt") as file:
+        trained = file.metadata()
+    step = int(trained["step"])
+    text = CARD.format(
+        columns=COLUMNS,
+        steps=STEPS,
+        cfg=CFG,
+        minutes=float(trained["minutes"]),
+        pictures=PICTURES,
+        seed=DATA_SEED,
+        captions=CAPTIONS_A_PICTURE,
+        step=step,
+        batch=BATCH,
+        samples=step * BATCH,
+        loss=entries[-1]["loss"],
+        number=number,
+        table=as_table(figures),
+        measures=as_table(report()),
+    )
+    (ROOT / "sprite_world" / "CARD.md").write_text(text, encoding="utf-8")
+    (DOCS / "figures.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--work", type=Path, default=WORK, help="where the training keeps its checkpoints")
     parser.add_argument("--weights", type=Path, default=BASE)
-    parser.add_argument("--export", action="store_true")
-    parser.add_argument("--grid", type=Path)
+    parser.add_argument("--prompts", type=int, default=500, help="held-out prompts for the card")
+    parser.add_argument("--export", action="store_true", help="only write the weights")
+    parser.add_argument("--grid", type=Path, help="only draw a grid of samples into this file")
     options = parser.parse_args()
     if options.export:
         export(options.work, options.weights)
-    if options.grid:
-        grid(World(options.weights), options.grid)
+    elif options.grid:
+        images = World(options.weights).draw(evaluation_prompts()[:16], seed=1)
+        tiled(as_bytes(images), COLUMNS).save(options.grid)
+    else:
+        write_card(options.work, options.weights, options.prompts)
 
 
 if __name__ == "__main__":

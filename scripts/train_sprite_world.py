@@ -1,7 +1,7 @@
 """Trains the Sprite World from nothing: autoencoder, then U-Net and text encoder together, on the CPU or a GPU.
 
     python -m scripts.train_sprite_world --minutes 100            # start, or go on where an earlier run stopped
-    python -m scripts.train_sprite_world --export                 # write the best weights so far into sprite_world/weights
+    python -m scripts.sprite_world_card --export           # write the averaged weights so far into sprite_world/weights
 
 Everything it keeps lies in --work (default .train/sprite_world): checkpoints (replaced atomically), log.jsonl, sample grids.
 """
@@ -402,7 +402,12 @@ def train(trainer: Trainer, data, minutes: float, work: Path, log) -> None:
         if trainer.workers.rank:
             continue
         if trainer.step % 25 == 0:
-            log(part="unet", step=trainer.step, loss=sum(losses[-25:]) / 25, minutes=round(trainer.minutes, 2))
+            log(
+                part="unet",
+                step=trainer.step,
+                loss=sum(losses[-25:]) / len(losses[-25:]),
+                minutes=round(trainer.minutes, 2),
+            )
         if time.monotonic() - saved > 150 or trainer.minutes >= minutes:
             write_atomically(path, lambda p: torch.save(trainer.state(), p))
             saved = time.monotonic()
