@@ -2,9 +2,9 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import scores, scores_compare, spin, vico, vico_train
+from . import scores, scores_compare, spin, sprite_world, vico, vico_train
 
-SUBJECTS = [vico, vico_train, spin, scores, scores_compare]
+SUBJECTS = [vico, vico_train, spin, scores, scores_compare, sprite_world]
 
 
 class Pack(ComfyExtension):
