@@ -59,6 +59,11 @@ class SPINDataset(io.ComfyNode):
                     optional=True,
                     tooltip="For pictures of the graph: one line a picture, or a single line for all.",
                 ),
+                io.Image.Input(
+                    "rejected",
+                    optional=True,
+                    tooltip="A worse picture for each of the graph's, in the same order: the pairs that DPO needs.",
+                ),
             ],
             outputs=[
                 DatasetSocket.Output("dataset", tooltip="For Train SPIN and Train Baseline."),
@@ -73,7 +78,7 @@ class SPINDataset(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, source, images=None, captions=""):
+    def fingerprint_inputs(cls, source, images=None, captions="", rejected=None):
         """Reads again when a file of the folder has changed."""
         if source == FROM_GRAPH:
             return source
@@ -82,9 +87,9 @@ class SPINDataset(io.ComfyNode):
         return [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
 
     @classmethod
-    def execute(cls, source, images=None, captions="") -> io.NodeOutput:
+    def execute(cls, source, images=None, captions="", rejected=None) -> io.NodeOutput:
         if source == FROM_GRAPH:
-            dataset = listed(images, captions)
+            dataset = listed(images, captions, rejected)
         else:
             dataset = Dataset(Path(folder_paths.get_input_directory()) / source)
         report, first = Report(), []
@@ -96,17 +101,26 @@ class SPINDataset(io.ComfyNode):
         return io.NodeOutput(dataset, report.text(), sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
 
-def listed(images, captions: str) -> Listed:
-    """Pictures [B, H, W, 3] of the graph with their captions."""
+def listed(images, captions: str, rejected=None) -> Listed:
+    """Pictures [B, H, W, 3] of the graph with their captions, and the worse ones of preference pairs."""
     if images is None:
         raise ValueError(f'the source is "{FROM_GRAPH}": connect images, or choose a folder')
     lines = [line.strip() for line in captions.splitlines() if line.strip()]
     if len(lines) not in (1, len(images)):
         raise ValueError(f"{len(images)} pictures have {len(lines)} captions: write one line a picture, or one for all")
+    if rejected is not None and len(rejected) != len(images):
+        raise ValueError(f"{len(images)} pictures have {len(rejected)} rejected ones: each needs its own")
     lines = lines * len(images) if len(lines) == 1 else lines
+    better = graph_pictures(images, "picture")
+    worse = [None] * len(better) if rejected is None else graph_pictures(rejected, "rejected picture")
+    label = None if rejected is None else 1.0
+    return Listed(tuple(Sample(*sample, label) for sample in zip(lines, better, worse, strict=True)))
+
+
+def graph_pictures(images, name: str) -> list[Picture]:
+    """IMAGE [B, H, W, 3] as pictures of the data set."""
     pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    pictures = [Picture(f"picture {n}", png_of(Image.fromarray(p))) for n, p in enumerate(pixels, start=1)]
-    return Listed(tuple(Sample(line, picture) for line, picture in zip(lines, pictures, strict=True)))
+    return [Picture(f"{name} {number}", png_of(Image.fromarray(p))) for number, p in enumerate(pixels, start=1)]
 
 
 def as_image(picture: Image.Image) -> torch.Tensor:

@@ -224,6 +224,15 @@ def test_baselines(play, method, places):
         assert loss["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
 
 
+def test_pairs_of_the_graph_train_dpo(call, play):
+    images, line = pictures(), "a\nb\nc\nd"
+    data = call("SPINDataset", source="pictures from the graph", images=images, captions=line, rejected=1 - images)[0]
+    loss = play(tiny(), node="SPINTrainBaseline", data=data, method="DPO", beta="50")[2]
+    assert loss["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+    with pytest.raises(ValueError, match="3 rejected"):
+        call("SPINDataset", source="pictures from the graph", images=images, captions=line, rejected=images[:3])
+
+
 def test_dpo_without_pairs_says_so(play):
     with pytest.raises(ValueError, match="no preference pairs"):
         play(tiny(), node="SPINTrainBaseline", method="DPO", beta="50")
