@@ -17,12 +17,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from scripts.host import Host
 
 PLACES = {"output_blocks.4.1": 1280, "output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
-POSITIVE_COLUMN = 5
+ROWS = 2  # of one picture with guidance
 CASES = ["plain", "first", "first, empty prompt known", "every further", "plain ×4", "first ×4"]
 
 
 class Bench:
     """The model, a concept, one size; each case is one sampling step."""
+
+    kept: int  # bytes of the features that the mask kept, of one picture's step
+    all_keys: int  # and of all of them
 
     def __init__(self, host: Host, size: int, device: str, width: int):
         import torch
@@ -74,74 +77,68 @@ class Bench:
     def repetition(self) -> dict[str, float]:
         fresh, four = self.reference(), self.reference()
         first, first_four = self.apply(fresh), self.apply(four)
-        return {
-            "plain": self.step(self.model, self.clip),
-            "first": self.step(*first),
+        found = {"plain": self.step(self.model, self.clip), "first": self.step(*first)}
+        self.kept = fresh.bank.nbytes
+        return found | {
             "first, empty prompt known": self.step(*first, prompt="a painting of a * in the snow"),
             "every further": self.step(*first, seed=1),
             "plain ×4": self.step(self.model, self.clip, batch=4),
             "first ×4": self.step(*first_four, batch=4),
         }
 
-    def kept_keys(self) -> float:
-        """Share of the reference's tokens that the automatic mask keeps, by bytes."""
-        kept = []
-        for mask in ("automatic", "none"):
-            reference = self.reference()
-            self.step(*self.apply(reference, mask))
-            kept.append(reference.bank.nbytes)
-        return kept[0] / kept[1]
+    def count(self) -> dict[str, dict[str, float]]:
+        """{case: GFLOP of one row's step and peak bytes}, all keys kept: the plain model, the first picture, a further one."""
+        reference = self.reference()
+        with_vico = self.apply(reference, mask="none")
+        cases = {"plain": (self.model, self.clip), "first": with_vico, "further": with_vico}
+        counted = {case: self.counted(*pair) for case, pair in cases.items()}
+        self.all_keys = reference.bank.nbytes
+        return counted
 
-    def flops(self) -> dict[str, float]:
-        """GFLOP of one row's step, all keys kept: the plain model, the four modules, the first picture."""
+    def counted(self, model, clip) -> dict[str, float]:
         from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
         def attention(query, key, value, *_, **__):  # torch's counter does not know the CPU's kernel
             return sdpa_flop_count(query, key, value)
 
         kernels = {self.torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+        self.reset_peak()
+        with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+            self.step(model, clip)
+        return {"gflop": counter.get_total_flops() / ROWS / 1e9, "peak": self.peak()}
 
-        counted = {}
-        reference = self.reference()
-        with_vico = self.apply(reference, mask="none")
-        for name, (model, clip) in {"plain": (self.model, self.clip), "first": with_vico, "further": with_vico}.items():
-            with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
-                self.step(model, clip)
-            counted[name] = counter.get_total_flops() / 2 / 1e9
-        counted["modules"] = counted["further"] - counted["plain"]
-        return counted
-
-    def peak(self, case) -> int:
-        """Peak bytes of the process (or of the GPU's allocator) while `case` runs."""
+    def reset_peak(self) -> None:
         if self.torch.cuda.is_available():
             self.torch.cuda.reset_peak_memory_stats()
-            case()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident size starts anew
+
+    def peak(self) -> int:
+        """Peak bytes of the GPU's allocator, or of the process, since `reset_peak`."""
+        if self.torch.cuda.is_available():
             return self.torch.cuda.max_memory_allocated()
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the resident size
-        case()
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def measure(host: Host, size: int, device: str, repetitions: int, width: int) -> dict:
     bench = Bench(host, size, device, width)
-    bench.repetition()
+    counted = bench.count()  # also the warm-up
     runs = [bench.repetition() for _ in range(repetitions)]
     seconds = {case: statistics.median(run[case] for run in runs) for case in CASES}
-    flops = bench.flops()
-    plain, model_and_clip = bench.peak(lambda: bench.step(bench.model, bench.clip)), bench.apply(bench.reference())
-    peak = bench.peak(lambda: bench.step(*model_and_clip))
+    gflop = {case: of["gflop"] for case, of in counted.items()}
+    gflop["modules"] = gflop["further"] - gflop["plain"]
     return {
         "seconds": seconds,
-        "gflop": flops,
-        "kept_keys": bench.kept_keys(),
+        "gflop": gflop,
+        "kept_keys": bench.kept / bench.all_keys,
         "cached_over_plain": seconds["every further"] / seconds["plain"],
         "first_over_plain": seconds["first"] / seconds["plain"],
         "first_empty_known_over_plain": seconds["first, empty prompt known"] / seconds["plain"],
         "batch4_first_over_plain": seconds["first ×4"] / seconds["plain ×4"],
-        "flop_limit": 1 + flops["modules"] / flops["plain"],
-        "first_flop_limit": flops["first"] / flops["plain"],
-        "peak_memory_ratio": peak / plain,
+        "flop_limit": 1 + gflop["modules"] / gflop["plain"],
+        "first_flop_limit": gflop["first"] / gflop["plain"],
+        "peak_memory_ratio": counted["first"]["peak"] / counted["plain"]["peak"],
     }
 
 
@@ -150,9 +147,9 @@ def show(size: int, result: dict) -> None:
     for case, seconds in result["seconds"].items():
         plain = result["seconds"]["plain ×4" if case.endswith("×4") else "plain"]
         print(f"  {case:28} {seconds:8.3f}   {seconds / plain:5.2f}×")
-    flops = result["gflop"]
+    gflop = result["gflop"]
     print(
-        f"  GFLOP a row, all keys: plain {flops['plain']:.0f}, the four modules {flops['modules']:.0f}, first {flops['first']:.0f}"
+        f"  GFLOP a row, all keys: plain {gflop['plain']:.0f}, the four modules {gflop['modules']:.0f}, first {gflop['first']:.0f}"
     )
     print(
         f"  limit by FLOPs: further {result['flop_limit']:.2f}×, first {result['first_flop_limit']:.2f}×; keys kept by the mask {result['kept_keys']:.0%}"
