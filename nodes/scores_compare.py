@@ -68,12 +68,15 @@ class ScoreCompareModels(io.ComfyNode):
                     default="",
                     tooltip="One prompt a line. Intervals are over prompts: fewer than about 30 can seldom tell models apart.",
                 ),
-                io.String.Input(
-                    "negative", multiline=True, default="", tooltip="The negative prompt of every picture."
-                ),
+                io.String.Input("negative", default="", tooltip="The negative prompt of every picture."),
                 io.Int.Input("pictures", default=4, min=1, max=64, tooltip="Pictures a prompt, at seed, seed + 1, …"),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFF, tooltip="The first seed, the same for all models."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFF,
+                    control_after_generate=False,  # the same question gives the same answer
+                    tooltip="The first seed, the same for all models.",
                 ),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance."),

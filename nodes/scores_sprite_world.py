@@ -7,9 +7,21 @@ import torch
 from PIL import Image
 
 from scores.scorer import Scorer
+from scores.weights import checkpoint_of
+
+PREPROCESSING = "mean of each of 32 x 32 blocks"
 
 
-class SpriteWorldTaste(Scorer):
+class SpriteWorldScorer(Scorer):
+    """What the two have in common: the world's classifier, which comes with the pack."""
+
+    def record(self) -> dict:
+        from sprite_world.classifier import WEIGHTS
+
+        return {**super().record(), "checkpoints": [checkpoint_of(WEIGHTS)._asdict()], "preprocessing": PREPROCESSING}
+
+
+class SpriteWorldTaste(SpriteWorldScorer):
     """How finely a picture is drawn, 0 crude to 1 fine: what captions never name and people would prefer."""
 
     name = "Sprite World taste"
@@ -21,7 +33,7 @@ class SpriteWorldTaste(Scorer):
         return [shown["taste"] for shown in read_pictures(as_art(pictures))]
 
 
-class SpriteWorldPrompt(Scorer):
+class SpriteWorldPrompt(SpriteWorldScorer):
     """The share of what the caption names (creature, colour, scene, count, place, size) that the picture shows."""
 
     name = "Sprite World prompt"
