@@ -114,8 +114,8 @@ def _floats(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value.float() for key, value in weights.items()}
 
 
-def load_model(path: str) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL. Also the host's recipe for a deep copy of it."""
+def load_model(path: str, disable_dynamic: bool = True) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL. Also the host's recipe for a deep copy, which asks for a plain patcher as this one always is."""
     weights = comfy.utils.load_torch_file(path, safe_load=True)
     model = build_unet()
     model.diffusion_model.load_state_dict(_floats(_part(weights, "unet.")))

@@ -288,6 +288,14 @@ def min_snr_weight(snr: Tensor) -> Tensor:
     return snr.clamp(max=MIN_SNR_GAMMA) / snr
 
 
+def drawn_timesteps(number: int, generator: torch.Generator) -> Tensor:
+    """Timesteps [number]: three in ten uniform, the rest around the middle, where shapes are decided."""
+    uniform = torch.rand(number, generator=generator)
+    middle = torch.sigmoid(0.2 + 0.9 * torch.randn(number, generator=generator))
+    plain = torch.rand(number, generator=generator) < 0.3
+    return (1000 * torch.where(plain, uniform, middle)).long().clamp(0, 999)
+
+
 def with_strange_words(rows: Tensor, generator: torch.Generator) -> Tensor:
     """Some captions get the unknown word (row 0) somewhere between the start and the end token."""
     strange = torch.rand(len(rows), generator=generator) < STRANGE_WORD
@@ -341,7 +349,7 @@ class Trainer:
         return latents[index].float().to(self.device), rows.to(self.device)
 
     def loss(self, latent: Tensor, rows: Tensor) -> Tensor:
-        t = torch.randint(len(self.sigmas), (len(latent),), generator=self.generator).to(self.device)
+        t = drawn_timesteps(len(latent), self.generator).to(self.device)
         eps = torch.randn(latent.shape, generator=self.generator).to(self.device)
         snr = 1 / self.sigmas[t].square()
         signal, noise = (snr / (1 + snr)).sqrt()[:, None, None, None], (1 / (1 + snr)).sqrt()[:, None, None, None]
