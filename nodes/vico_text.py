@@ -1,5 +1,6 @@
 """The CLIP that Apply ViCo returns: the trigger word becomes its learnt vector, and what it encodes remembers where that stood."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -142,4 +143,5 @@ def columns_of_prompts(conds: dict[str, list[dict]], trigger: Trigger) -> dict:
             f'for example "a photo of a {trigger.word} on the beach", and encode the prompt with the CLIP that Apply ViCo returns.'
         )
     fallback = {u: (own[u].end_of_text,) for u in positive if own[u]}
-    return {u: (columns.trigger if columns else ()) or fallback.get(u, prompt) for u, columns in own.items()}
+    found = {u: (columns.trigger if columns else ()) or fallback.get(u, prompt) for u, columns in own.items()}
+    return defaultdict(lambda: prompt, found)  # a guidance node may bring conditionings of its own

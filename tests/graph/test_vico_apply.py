@@ -513,6 +513,21 @@ def test_a_compiled_model_gives_the_same_picture(bench):
     bench.count_passes()
 
 
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_other_bases_have_places_by_the_same_rule(call, make_vae, family):
+    """SD2.x (v-prediction) and SDXL (its size and pooled conditioning go into the reference pass too)."""
+    from benchmarks import spin_tiny
+
+    bench = Bench(call, spin_tiny.tiny_model(family), spin_tiny.tiny_clip(), make_vae())
+    bench.concept = make_concept(width=32, places={"output_blocks.1.1": 64, "output_blocks.3.1": 32})
+    model, clip = bench.apply()
+    first = bench.sample(model, clip)
+    assert bench.passes == [2] * STEPS
+    assert not close(first, bench.plain(), 1e-3)
+    bench.passes.clear()
+    assert torch.equal(bench.sample(model, clip), first) and bench.passes == []
+
+
 # Sentences
 
 
@@ -548,7 +563,9 @@ def test_a_prompt_without_the_word_is_said_before_sampling(bench):
 
 def test_a_model_without_places_is_refused(bench, make_sd1):
     with pytest.raises(ValueError, match="has no place for a ViCo concept"):
-        bench.apply(model=make_sd1(channel_mult=(1, 2), num_res_blocks=1, attention=0, config={"transformer_depth_middle": 0}))
+        bench.apply(
+            model=make_sd1(channel_mult=(1, 2), num_res_blocks=1, attention=0, config={"transformer_depth_middle": 0})
+        )
 
 
 @pytest.mark.parametrize(
