@@ -9,13 +9,13 @@ in a process of its own, over the process without a model. --json prints one JSO
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
@@ -139,20 +139,22 @@ def times(options, batch: PairBatch) -> dict[str, float]:
     return {way: statistics.median(seconds) for way, seconds in taken.items()}
 
 
-def peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def proc_bytes(field: str) -> int:
+    """VmRSS (resident now) or VmHWM (its peak) of this process, as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def measure_memory(way: str, options, batch: PairBatch) -> int:
-    """Bytes that two steps of that way add to this process. Call it in a process that has built no model yet."""
-    before = peak_bytes(batch.real.device)
+    """Bytes that two steps of that way add to this process at their peak."""
+    cuda = batch.real.is_cuda
+    Path("/proc/self/clear_refs").write_text("5")  # what importing took at its peak does not count
+    before = torch.cuda.memory_allocated() if cuda else proc_bytes("VmRSS")
     with ExitStack() as stack:
         step = ready(way, options.width, batch, stack)
         step()
         step()
-    return peak_bytes(batch.real.device) - before
+    return (torch.cuda.max_memory_allocated() if cuda else proc_bytes("VmHWM")) - before
 
 
 def memories(options) -> Iterator[tuple[str, int]]:
