@@ -96,6 +96,7 @@ def add_evaluate(commands) -> None:
         default="standard",
         help="ViCo's evaluation: whose preprocessing (default standard)",
     )
+    add("--no-antialias", action="store_true", help="HPS: resize as its package did in 2023, for the published figures")
     add("--device", help="where the scorers run, such as cuda or cpu (default: cuda where there is one)")
     add("--batch-size", type=int, metavar="N", help="pictures at once (default 16)")
 
@@ -150,7 +151,7 @@ def kind_and_path(text: str) -> tuple[str, Path | None]:
 def loader(arguments: argparse.Namespace, kind: str, path: Path | None):
     """A function that loads the scorer. Its file is looked for now, so that what is missing is said before any work."""
     path = existing(kind, path) if path else find(kind, [arguments.scorers_folder])
-    return lambda: load_scorer(kind, path, arguments.tokenizer)
+    return lambda: load_scorer(kind, path, arguments.tokenizer, antialias=not arguments.no_antialias)
 
 
 def prepared(load, arguments: argparse.Namespace):

@@ -45,11 +45,12 @@ def existing(kind: str, path: Path) -> Path:
     return path
 
 
-def load_scorer(kind: str, path: Path, tokenizer: Path | None = None, backbone: Path | None = None) -> Scorer:
+def load_scorer(kind: str, path: Path, tokenizer: Path | None = None, antialias: bool = True) -> Scorer:
     """The scorer of a file or folder.
 
     tokenizer: a folder with CLIP's vocabulary, for files that come without (the host's comfy/sd1_tokenizer).
-    backbone: the CLIP folder of the aesthetic predictor; beside its file where None.
+    antialias: HPS alone; False resizes as its package did in 2023, when the published figures were made.
+    The aesthetic predictor's CLIP folder lies beside its file.
     """
     path = existing(kind, Path(path))
     if kind == "pickscore":
@@ -59,7 +60,7 @@ def load_scorer(kind: str, path: Path, tokenizer: Path | None = None, backbone: 
     if kind in ("hps-v2", "hps-v2.1"):
         from .hps import load
 
-        return load(path, kind.removeprefix("hps-"), tokenizer)
+        return load(path, kind.removeprefix("hps-"), tokenizer, antialias)
     if kind == "imagereward":
         from .image_reward import load
 
@@ -67,7 +68,7 @@ def load_scorer(kind: str, path: Path, tokenizer: Path | None = None, backbone: 
     if kind == "aesthetic":
         from .aesthetic import load
 
-        return load(path, backbone or path.parent / AESTHETIC_BACKBONE)
+        return load(path, path.parent / AESTHETIC_BACKBONE)
     if kind == "dino":
         from .dino import load
 

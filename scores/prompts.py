@@ -1,6 +1,7 @@
 """Prompt lists as they are published: text lines, PartiPrompts, HPD's JSON, Pick-a-Pic's parquet, CSV tables."""
 
 import csv
+import importlib.util
 import json
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def of_json(path: Path) -> list[str]:
 
 def of_parquet(path: Path) -> list[str]:
     """Streams the caption column alone; Pick-a-Pic repeats a caption for every pair, here each comes once."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(f'"{path.name}" is read by pyarrow, which is not installed: pip install pyarrow.')
     from pyarrow.parquet import ParquetFile
 
     file = ParquetFile(path)

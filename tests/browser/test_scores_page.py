@@ -1,28 +1,18 @@
 """The report page in a real Chromium: its rows sort and filter, and the score under a picture is the chosen scorer's."""
 
-from pathlib import Path
-
 import pytest
-from playwright.sync_api import sync_playwright
 
 from benchmarks.scores_page import measure
 
-CHROMIUM = "/usr/bin/chromium"
-
 
 @pytest.fixture(scope="module")
-def view(tmp_path_factory):
-    if not Path(CHROMIUM).exists():
-        pytest.fail(f"There is no {CHROMIUM}: apt-get install -y --no-install-recommends chromium fonts-dejavu-core")
+def view(browser, tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
-    measure(root, 48, 2, noisy=False)
-    with sync_playwright() as play:
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.goto((root / "report.html").as_uri())
-        yield page
-        browser.close()
+    measure(root, 48, 2, noisy=False, browser=browser)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((root / "report.html").as_uri())
+    yield page
+    page.close()
 
 
 def leads(view, scorer):

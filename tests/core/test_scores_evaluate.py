@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import scores_tiny as tiny
 from scores import samples, vico_protocol
-from scores.__main__ import main
+from scores.__main__ import main, prompted_samples
 from scores.comparison import tables
 from scores.evaluate import evaluate
 from scores.prompts import read_prompts
@@ -28,6 +28,16 @@ def test_prompt_lists(tmp_path, name):
     """PartiPrompts' quotes are letters, CSV's are not."""
     (tmp_path / name).write_text(LISTS[name])
     assert read_prompts(tmp_path / name) == [FIRST.get(name, "a cat"), "a dog"]
+
+
+def test_pick_a_pics_captions_come_once_each(tmp_path):
+    """Pick-a-Pic holds a row for each pair, so a caption stands in many rows; the pictures' bytes are not read."""
+    from pyarrow import parquet, table
+
+    captions = ["a cat", "a dog", "a cat"]
+    columns = {"jpg_0": [b"0"] * 3, "jpg_1": [b"1"] * 3, "caption": captions, "label_0": [1.0, 0.5, 0.0]}
+    parquet.write_table(table(columns), tmp_path / "test.parquet")
+    assert read_prompts(tmp_path / "test.parquet") == ["a cat", "a dog"]
 
 
 @pytest.mark.parametrize(
@@ -254,6 +264,16 @@ def test_the_command_scores_a_folder_and_keeps_how(tmp_path, scorers_folder, cap
     assert len(run.rows) == 4 and run.about["models"] == ["a", "b"] and run.about["versions"]["torch"]
     (record,) = run.about["scorers"].values()
     assert record["checkpoints"][0]["file"] == "model.safetensors" and "4 scores" in capsys.readouterr().out
+
+
+def test_a_folder_of_lists_is_one_style_each(tmp_path):
+    """HPDv2's benchmark: anime.json and photo.json, and pictures in anime/ and photo/."""
+    (tmp_path / "lists").mkdir()
+    for style in ("anime", "photo"):
+        (tmp_path / "lists" / f"{style}.json").write_text(f'["{style} cat", "{style} dog"]')
+        pictures(tmp_path / "m" / style, "00001.jpg")
+    found = prompted_samples("m", tmp_path / "m", tmp_path / "lists", None)
+    assert [sample.prompt for sample in found] == ["anime dog", "photo dog"]
 
 
 @pytest.mark.parametrize(
