@@ -245,20 +245,26 @@ def checkpoint_files(run: str) -> list[Path]:
 # Pictures while it trains
 
 
+def draw(model, clip, vae, prompts, seeds, steps: int, cfg: float, latent: Tensor) -> Tensor:
+    """Pictures [prompts × seeds, H, W, 3] of the latent's size, by DDIM; each seed's noise is its own, whatever stands beside it."""
+    encoded = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("", *prompts)}
+    empty = torch.zeros_like(latent[:1])
+    noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
+    pictures = []
+    for prompt in prompts:
+        settings = (steps, cfg, "ddim", "ddim_uniform", encoded[prompt], encoded[""])
+        start = torch.zeros_like(noise)
+        pictures.append(
+            vae.decode(comfy.sample.sample(model, noise, *settings, start, disable_pbar=True, seed=seeds[0]))
+        )
+    return torch.cat(pictures)
+
+
 def draw_with_concept(model, clip, vae, concept, reference, prompts, seeds, steps, cfg, mask=AUTOMATIC) -> Tensor:
-    """Pictures [prompts × seeds, H, W, 3] of the concept through Apply ViCo itself, at the reference's size."""
+    """The same with the concept, through Apply ViCo itself, at the reference's size."""
     subject = make_subject(model, clip, concept, reference, mask=mask, cache_mb=1024)
     model, clip = attach(model, subject), with_trigger(clip, subject.trigger)
-    encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
-    negative, empty = encode(""), torch.zeros_like(reference.photos[0].latent)
-    latents = []
-    for prompt in prompts:
-        positive = encode(prompt)
-        for seed in seeds:
-            noise = comfy.sample.prepare_noise(empty, seed)
-            settings = (steps, cfg, "ddim", "ddim_uniform", positive, negative)
-            latents.append(comfy.sample.sample(model, noise, *settings, empty, disable_pbar=True, seed=seed))
-    return torch.cat([vae.decode(latent) for latent in latents])
+    return draw(model, clip, vae, prompts, seeds, steps, cfg, reference.photos[0].latent)
 
 
 class Watch:
