@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .scorer import ModelScorer, distinct
 from .tokens import clip_tokenizer, token_ids
-from .weights import HF_CLIP, build, read_weights, weights_in
+from .weights import HF_CLIP, build, layers_in, read_weights, weights_in
 
 
 def clip_from_folder(folder: Path, scorer: str):
@@ -146,7 +146,7 @@ def open_clip_config(state: dict, vision_heads: int = 16, text_heads: int = 16):
     vision = {
         "hidden_size": width,
         "intermediate_size": state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        "num_hidden_layers": blocks_in(state, "visual.transformer.resblocks."),
+        "num_hidden_layers": layers_in(state, "visual.transformer.resblocks."),
         "num_attention_heads": vision_heads,
         "patch_size": patch,
         "image_size": grid * patch,
@@ -156,7 +156,7 @@ def open_clip_config(state: dict, vision_heads: int = 16, text_heads: int = 16):
     text = {
         "hidden_size": text_width,
         "intermediate_size": state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        "num_hidden_layers": blocks_in(state, "transformer.resblocks."),
+        "num_hidden_layers": layers_in(state, "transformer.resblocks."),
         "num_attention_heads": text_heads,
         "vocab_size": vocabulary,
         "max_position_embeddings": state["positional_embedding"].shape[0],
@@ -166,10 +166,6 @@ def open_clip_config(state: dict, vision_heads: int = 16, text_heads: int = 16):
         "hidden_act": "gelu",
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection)
-
-
-def blocks_in(state: dict, prefix: str) -> int:
-    return 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix))
 
 
 def tokenizer_for(folder: Path, tokenizer: Path | None, scorer: str):

@@ -6,7 +6,7 @@ from .aesthetic import linear_head
 from .pictures import ShortestSide
 from .scorer import ModelScorer
 from .tokens import bert_tokenizer, token_ids
-from .weights import IMAGE_REWARD, build, checkpoint_of, read_weights
+from .weights import IMAGE_REWARD, build, checkpoint_of, layers_in, read_weights
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw reward over the authors' data
 VISION_HEADS, TEXT_HEADS = 16, 12  # ViT-L/16 and BERT-base: the shapes do not tell
@@ -129,7 +129,3 @@ def text_config(state: dict):
         layer_norm_eps=1e-12,
         is_decoder=True,
     )
-
-
-def layers_in(state: dict, prefix: str) -> int:
-    return 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix))

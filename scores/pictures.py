@@ -4,7 +4,7 @@ Axes: B pictures, 3 colours, H × W pixels. Pixels of a Pillow picture are uint8
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +97,8 @@ class LongestSide:
 
     size: int = 224
     antialias: bool = True
-    mean: tuple = field(default=CLIP_MEAN)
-    std: tuple = field(default=CLIP_STD)
+    mean: tuple = CLIP_MEAN
+    std: tuple = CLIP_STD
 
     def __call__(self, pictures: Sequence[Image.Image]):
         """Pictures of any sizes. Returns [B, 3, size, size]."""

@@ -105,3 +105,8 @@ def build(model_class, config, state: dict, scorer: str, **arguments):
         first = (missing or [key for key, *_ in info["mismatched_keys"]])[0]
         raise ValueError(f"{scorer}: the weights do not fill the model ({first} is missing or of another shape).")
     return model.float()
+
+
+def layers_in(state: dict, prefix: str) -> int:
+    """How many numbered layers the state dict has behind the prefix."""
+    return 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix))
