@@ -16,7 +16,7 @@ from .host import BASE, enter, prepare_base
 from .run_workflow import saved_files
 from .workflow import to_api
 
-WORKFLOWS = ["vico_one_photo"]
+WORKFLOWS = ["sprite_world_first_picture", "vico_train_a_concept", "vico_use_a_concept", "vico_one_photo"]
 SECONDS_TO_START = 120
 SECONDS_TO_RUN = 3600
 
