@@ -36,6 +36,7 @@ def checkpoint_names() -> list[str]:
 
     Hub folders show as their U-Net's file; training's own store is left out.
     """
+    register_folder()  # the output directory may be another one than when the pack was loaded
     names = []
     for kind in (FOLDER, "diffusion_models", "loras"):
         for name in folder_paths.get_filename_list(kind):

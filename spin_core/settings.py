@@ -81,7 +81,7 @@ class TrainSettings(ModelSettings):
     precision: Literal["no", "bf16", "fp16"] = Field(
         "no", description="Autocast of the forward; weights and loss stay float32."
     )
-    gradient_checkpointing: bool = Field(False, description="Less memory, about a third more time.")
+    gradient_checkpointing: bool = Field(False, description="Less memory, more time: blocks are computed again.")
     share_noise: bool = Field(True, description="Real and generated picture get the same noise.")
     caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of pairs with an empty caption, on both sides.")
     low_memory: bool = Field(False, description="One side of the pair at a time: the same gradient, one forward more.")

@@ -1,0 +1,48 @@
+import math
+
+import pytest
+
+from spin_core.curves import PANELS, draw_curves, verdict
+
+
+def metrics(method="spin", real=0.4, accuracy=0.9, rounds=2):
+    numbers = {name: 0.4 for _, names, _ in PANELS for name in names}
+    numbers |= {"loss": 0.5, "implicit_accuracy": accuracy, "error_policy_real": real, "error_reference_real": 0.4}
+    start = numbers | {"loss": math.log(2), "implicit_accuracy": 0.5}
+    steps = [{"metrics": start}, *[{"metrics": numbers}] * 30]
+    return {"method": method, "rounds": [steps] * rounds}
+
+
+def test_a_round_that_learns_is_told_by_its_accuracy():
+    assert verdict(metrics()).splitlines() == [
+        "Round 1: implicit accuracy 0.90, loss 0.500 (0.693 at the start).",
+        "Round 2: implicit accuracy 0.90, loss 0.500 (0.693 at the start).",
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"real": 1.2}, "WARNING, collapse: the error on real pictures is 3.0 times"),
+        ({"real": 0.45}, "has risen above the opponent's"),
+        ({"accuracy": 0.51}, "Nothing was learnt yet"),
+    ],
+    ids=["collapse", "risen", "still"],
+)
+def test_what_goes_wrong_is_said(changes, words):
+    assert words in verdict(metrics(rounds=1, **changes))
+
+
+def test_sft_has_a_loss_alone():
+    sft = {"method": "sft", "rounds": [[{"metrics": {"loss": 0.2}}, {"metrics": {"loss": 0.1}}]]}
+    assert verdict(sft) == "SFT: the loss went from 0.2000 to 0.1500."
+
+
+def test_a_resumed_run_without_a_step_yet_is_no_error():
+    assert verdict({"method": "spin", "rounds": [[]]}) == ""
+
+
+@pytest.mark.parametrize("method", ["spin", "sft"])
+def test_curves_are_drawn(method):
+    picture = draw_curves(metrics(method))
+    assert picture.mode == "RGB" and len(picture.getcolors(2**20)) > 3
