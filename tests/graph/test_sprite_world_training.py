@@ -1,0 +1,81 @@
+"""The Sprite World's training: its formulas by hand, and a resumed run that equals an uninterrupted one."""
+
+import pytest
+import torch
+
+from scripts.train_sprite_world import (
+    Trainer,
+    Words,
+    Workers,
+    drawn_timesteps,
+    load_world_model,
+    min_snr_weight,
+    plain_attention,
+    rate_factor,
+    with_strange_words,
+)
+
+
+def test_min_snr_weight_by_hand():
+    """min(SNR, 5) / SNR: 1 up to an SNR of 5, then falling: at 20 it is 5/20."""
+    assert min_snr_weight(torch.tensor([0.1, 5.0, 20.0])).tolist() == pytest.approx([1.0, 1.0, 0.25])
+
+
+def test_rate_warms_up_holds_and_falls_to_nothing():
+    assert rate_factor(0, 0.0) == pytest.approx(0.01)
+    assert rate_factor(500, 0.2) == 1.0
+    assert rate_factor(500, 0.675) == pytest.approx(0.5)
+    assert rate_factor(500, 1.0) == 0.0
+
+
+def test_timesteps_cover_the_range_and_favour_the_middle():
+    t = drawn_timesteps(20_000, torch.Generator().manual_seed(0))
+    assert t.min() < 10 and t.max() > 990
+    middle = ((t > 300) & (t < 800)).float().mean()
+    assert 0.6 < middle < 0.8
+
+
+def test_a_strange_word_is_put_in_and_the_rest_moves_on():
+    rows = torch.arange(1, 78).repeat(200, 1)
+    mixed = with_strange_words(rows, torch.Generator().manual_seed(0))
+    strange = mixed[(mixed == 0).any(1)]
+    assert 10 < len(strange) < 60
+    place = (strange[0] == 0).nonzero().item()
+    assert 1 <= place <= 5
+    assert strange[0].tolist() == [*range(1, place + 1), 0, *range(place + 1, 77)]
+
+
+def test_words_share_row_zero_where_no_caption_uses_them():
+    assert Words([5, 9]).rows(torch.tensor([9, 5, 7, 40_000])).tolist() == [2, 1, 0, 0]
+
+
+def test_plain_attention_equals_the_fused_one():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 9, 16), torch.randn(2, 7, 16), torch.randn(2, 7, 16)
+    heads = [x.unflatten(-1, (2, 8)).transpose(1, 2) for x in (q, k, v)]
+    fused = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    assert torch.allclose(plain_attention(None, q, k, v, 2), fused, atol=1e-6)
+
+
+def trainer() -> Trainer:
+    return Trainer(load_world_model("cpu"), Words([1, 2, 3]), "cpu", Workers())
+
+
+def steps(one: Trainer, number: int) -> None:
+    torch.manual_seed(3)
+    latents, tokens = torch.randn(8, 4, 16, 16), torch.randint(0, 4, (8, 4, 77), dtype=torch.int16)
+    for _ in range(number):
+        one.train_step(*one.batch(latents, tokens, torch.zeros(77, dtype=torch.long), 2), factor=0.5)
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    whole, first, second = trainer(), trainer(), trainer()
+    steps(whole, 3)
+    steps(first, 1)
+    torch.save(first.state(), tmp_path / "state.pt")
+    second.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    steps(second, 2)
+    for name, value in whole.state()["average"].items():
+        assert torch.equal(value, second.state()["average"][name]), name
+    for p, q in zip(whole.parameters, second.parameters, strict=True):
+        assert torch.equal(p, q)
