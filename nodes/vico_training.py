@@ -47,6 +47,7 @@ from vico_core.training import (
 from .denoiser import training_copy, training_mode
 from .vico import FOLDER, make_subject
 from .vico_attach import AUTOMATIC, GIVEN, Photo, Reference, attach
+from .vico_memory import estimate
 from .vico_streams import HostStreams, checkpointed, places_of, training_clip
 from .vico_text import plain_ids, with_trigger
 
@@ -359,6 +360,7 @@ def _train(model, clip, vae, pictures, settings: TrainSettings, options: RunOpti
     with ExitStack() as stack:
         if options.checkpointing:
             stack.enter_context(checkpointed(unet))
+        say(estimate(streams, trained, captions[0], settings.size, settings.batch_size, options.checkpointing))
         objective = ViCoObjective(streams, settings.regularization)
         training = train(objective, draws, trained, optimizer, loop, engine, watch, files.states, STOPS)
     if training.stopped_by is not None and training.step == 0:

@@ -164,6 +164,40 @@ def test_detaching_the_reference_leaves_its_gradient_out_and_nothing_else(train)
     assert not torch.equal(detached[0].embeddings["l"], plain[0].embeddings["l"])
 
 
+# Memory before the first step
+
+
+@pytest.fixture
+def streams(parts):
+    """(HostStreams, TrainedConcept) of the small model, as a training has them."""
+    module, denoiser = pack_module("vico_streams"), pack_module("denoiser")
+    with denoiser.training_mode():
+        patcher, clip = denoiser.training_copy(parts["model"]), module.training_clip(parts["clip"])
+        trained = TrainedConcept(module.places_of(patcher.model.diffusion_model)[1], {"l": torch.randn(1, 40)})
+        yield module.HostStreams(patcher, clip, trained, "*", LocalEngine()), trained
+
+
+def test_the_estimate_from_two_small_steps_is_what_a_large_one_keeps(streams):
+    memory = pack_module("vico_memory")
+    need = memory.measure(*streams, "a photo of a *")
+    assert need.bytes(32, 1) - need.optimizer == pytest.approx(
+        memory.kept_bytes(streams[0], 32, "a photo of a *"), rel=0.1
+    )
+    assert need.optimizer == 3 * sum(p.nbytes for p in streams[1].parameters())
+
+
+def test_the_estimate_names_the_setting_that_would_fit(streams, monkeypatch):
+    memory = pack_module("vico_memory")
+    full = memory.measure(*streams, "*").bytes(64, 2)
+    for share, told in {2.0: "are free.", 0.9: "gradient_checkpointing on", 0.001: "close other programs"}.items():
+        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device, share=share: share * full)
+        assert told in memory.estimate(*streams, "*", 512, 2, False)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 0.6 * full)
+    assert "batch_size 1 and accumulation 2" in memory.estimate(*streams, "*", 512, 2, True)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 0.4 * full)
+    assert "size 448 would" in memory.estimate(*streams, "*", 512, 1, True)
+
+
 # Files, resume, interrupt
 
 

@@ -1,0 +1,323 @@
+"""Does ViCo keep the object and follow the prompt? python -m benchmarks.vico_evidence [--quick] [--choose-rates] [--json]
+
+In the Sprite World, whose truth is known: identities that its model never saw, a few photos of each, prompts that put the
+object in other scenes. The same prompts and seeds by every condition; identity similarity and the share of the prompt's words
+that the picture shows, as `sprite_world.measure` reads them. Means over identities with bootstrap intervals over identities.
+
+Every identity's raw numbers are kept in --output as soon as they are there, and found again, so that a long run can be cut.
+The paper's learning rates are for SD1.4: --choose-rates tries the world's own, on identities that the evaluation does not use.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from scripts.host import Host
+
+ROOT = Path(__file__).parent.parent
+CONDITIONS = {
+    "class word": "the class word alone, plain model",
+    "textual inversion": "the same trainer, the word alone",
+    "ViCo": "as in the paper, reference from the photos",
+    "mask off": "no automatic mask, in training and drawing",
+    "no regularisation": "attention regularisation's weight 0",
+    "unseen reference": "ViCo's concept, reference never seen in training",
+    "fast mode": "reference stream detached in training",
+}
+SCENES = ("on grass", "on sand", "in snow", "at night", "by a brick wall", "in water", "in a forest", "at sunset")
+SIZE = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is trained and drawn. word_lr, attention_lr: chosen for the world by --choose-rates."""
+
+    identities: int = 10
+    photos: int = 4
+    prompts: int = 8
+    seeds: int = 4
+    steps: int = 400
+    word_lr: float = 5e-3
+    attention_lr: float = 1e-4
+    sampling_steps: int = 25
+    cfg: float = 5.0
+    conditions: tuple[str, ...] = tuple(CONDITIONS)
+
+
+QUICK = {"identities": 2, "prompts": 2, "seeds": 1, "steps": 60, "sampling_steps": 10}
+
+
+def held_out_identities(first: int, count: int) -> list[int]:
+    """Identities that no training picture of the world shows: those of the evaluation first, those for choosing rates behind."""
+    from sprite_world.identity import is_held_out
+
+    return list(islice((seed for seed in range(10**9) if is_held_out(seed)), first, first + count))
+
+
+class World:
+    """The model, and one identity's photos, prompts and measures."""
+
+    def __init__(self, host: Host, plan: Plan):
+        import torch
+
+        self.torch, self.host, self.plan = torch, host, plan
+        package = host.node_classes["ViCoTrain"].__module__.rsplit(".", 1)[0]
+        names = ("vico_training", "vico_streams", "vico_attach", "vico_text", "denoiser")
+        self.nodes = {name: sys.modules[f"{package}.{name}"] for name in names}
+        with self.nodes["denoiser"].training_mode():
+            load = host.node_classes["SpriteWorldLoad"].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
+            self.model, self.clip, self.vae = load.execute().result
+
+    def pictures(self, identity: int) -> list:
+        """The training photos and, last, one that is never trained on: one creature each, all different."""
+        from sprite_world.pictures import chosen_pictures, render, show
+
+        single = (p for p in chosen_pictures(seed=identity, identity_seed=identity) if p.count == 1)
+        drawn = islice(single, self.plan.photos + 1)
+        images = [self.torch.from_numpy(show(render(picture)[0])).float() / 255 for picture in drawn]
+        return [self.nodes["vico_training"].Picture(image) for image in images]
+
+    def measure(self, pixels, class_word: str, who) -> dict[str, list[float]]:
+        """Per picture: identity similarity, and the share of the prompt's words that it shows (creature and scene)."""
+        from sprite_world.measure import measure, to_art
+
+        truth = [f"a {class_word} {scene}" for scene in self.scenes for _ in range(self.plan.seeds)]
+        measured = measure(to_art(pixels), truth, who)
+        followed = [sum(one.follows.values()) / len(one.follows) for one in measured]
+        return {"identity": [one.similarity for one in measured], "prompt": followed}
+
+    @property
+    def scenes(self) -> tuple[str, ...]:
+        return SCENES[: self.plan.prompts]
+
+    def prompts(self, word: str) -> list[str]:
+        return [f"a photo of a {word} {scene}" for scene in self.scenes]
+
+    def evaluate(self, identity: int) -> dict:
+        """All conditions of one identity: {condition: {"identity": […], "prompt": […], "seconds": a training step's}}."""
+        from sprite_world.identity import identity as identity_of
+
+        who, pictures = identity_of(identity), self.pictures(identity)
+        found, drawn, concepts = {}, {}, {}
+        for condition in self.plan.conditions:
+            learnt = {"unseen reference": "ViCo"}.get(condition, condition)
+            if learnt not in concepts and condition != "class word":
+                concepts[learnt] = self.learn(pictures[:-1], who.class_word, condition)
+            concept, seconds = concepts.get(learnt, (None, 0.0))
+            reference = pictures[-1] if condition == "unseen reference" else pictures[0]
+            drawn[condition] = self.draw(condition, concept, reference, who.class_word)
+            found[condition] = self.measure(drawn[condition], who.class_word, who) | {"seconds": seconds}
+        self.drawn, self.photos_shown = drawn, pictures
+        return found
+
+    def learn(self, pictures: list, class_word: str, condition: str):
+        """(concept, seconds a step): the trainer that Train ViCo runs, without its files."""
+        from train_core import LocalEngine, LoopSettings, train
+        from vico_core.templates import TEMPLATES
+        from vico_core.training import Draws, TrainedConcept, ViCoObjective
+
+        training, streams, denoiser = (self.nodes[name] for name in ("vico_training", "vico_streams", "denoiser"))
+        with denoiser.training_mode():
+            with self.torch.no_grad():
+                photos = training.encode_photos(self.vae, self.model, pictures, SIZE)
+            if condition == "mask off":
+                photos = replace(photos, masks=self.torch.ones(len(pictures), SIZE, SIZE))
+            patcher, text = denoiser.training_copy(self.model), streams.training_clip(self.clip)
+            training.load([patcher, text.patcher])
+            shapes = streams.places_of(patcher.model.diffusion_model)[1]
+            words = training.start_words(text, class_word)
+            trained = TrainedConcept([] if condition == "textual inversion" else shapes, words)
+            engine = LocalEngine(patcher.load_device)
+            two = streams.HostStreams(patcher, text, trained, "*", engine, detach_reference=condition == "fast mode")
+            objective = ViCoObjective(two, **({"weight": 0.0} if condition == "no regularisation" else {}))
+            draws = Draws(photos, [t.format("*") for t in TEMPLATES], len(two.schedule), 1, seed=0)
+            optimizer = trained.optimizer(self.plan.word_lr, self.plan.attention_lr)
+            ran = train(objective, draws, trained, optimizer, LoopSettings(self.plan.steps), engine)
+        seconds = sorted(report.seconds for report in ran.history)[len(ran.history) // 2]
+        return trained.concept(placeholder="*"), seconds
+
+    def draw(self, condition: str, concept, reference, class_word: str):
+        """Pictures [prompts × seeds, H, W, 3] of one condition."""
+        training, text = self.nodes["vico_training"], self.nodes["vico_text"]
+        seeds, settings = list(range(self.plan.seeds)), (self.plan.sampling_steps, self.plan.cfg)
+        with self.torch.no_grad():
+            latent = self.vae.encode(reference.image[None])
+            parts = (self.model, self.clip, self.vae)
+            if condition == "class word":
+                return training.draw(*parts, self.prompts(class_word), seeds, *settings, latent)
+            if condition == "textual inversion":
+                trigger = text.make_trigger(self.clip, "evidence", "*", concept.embeddings)
+                parts = (self.model, text.with_trigger(self.clip, trigger), self.vae)
+                return training.draw(*parts, self.prompts("*"), seeds, *settings, latent)
+            attach = self.nodes["vico_attach"]
+            photo = attach.Reference([attach.Photo(latent, reference.image)])
+            mask = attach.NO_MASK if condition == "mask off" else attach.AUTOMATIC
+            return training.draw_with_concept(*parts, concept, photo, self.prompts("*"), seeds, *settings, mask)
+
+    def grid(self):
+        """Photos above, then a row a condition, its first pictures."""
+        from PIL import Image, ImageDraw
+
+        training, label = self.nodes["vico_training"], 120
+        rows = {"photos": [picture.image for picture in self.photos_shown]}
+        rows |= {name: list(pixels[:: self.plan.seeds]) for name, pixels in self.drawn.items()}
+        wide = max(len(row) for row in rows.values())
+        grid = Image.new("RGB", (label + wide * SIZE, len(rows) * SIZE), "white")
+        for y, (name, row) in enumerate(rows.items()):
+            ImageDraw.Draw(grid).text((4, y * SIZE + SIZE // 2), name, fill="black")
+            for x, pixels in enumerate(row):
+                grid.paste(training.to_image(pixels), (label + x * SIZE, y * SIZE))
+        return grid
+
+
+def of_identities(results: list[dict], condition: str, what: str) -> list[float]:
+    """Each identity's mean over its prompts and seeds."""
+    return [sum(r[condition][what]) / len(r[condition][what]) for r in results]
+
+
+def table(results: list[dict], plan: Plan) -> dict:
+    """{condition: {"identity": mean, "identity_interval": [low, high], "prompt": …, "seconds": a training step's median}}."""
+    from scores.statistics import mean_interval
+
+    rows = {}
+    for condition in plan.conditions:
+        row = {"seconds": sorted(r[condition]["seconds"] for r in results)[len(results) // 2]}
+        for what in ("identity", "prompt"):
+            values = of_identities(results, condition, what)
+            row[what], row[f"{what}_interval"] = sum(values) / len(values), list(mean_interval(values))
+        rows[condition] = row
+    return rows
+
+
+def as_markdown(rows: dict, plan: Plan) -> str:
+    lines = ["| condition | identity | prompt | s a step |", "| --- | --- | --- | --- |"]
+    for condition, row in rows.items():
+        cells = [
+            f"{row[w]:.3f} [{row[w + '_interval'][0]:.3f}, {row[w + '_interval'][1]:.3f}]"
+            for w in ("identity", "prompt")
+        ]
+        seconds = f"{row['seconds']:.2f}" if row["seconds"] else ""
+        lines.append(f"| {condition}: {CONDITIONS[condition]} | {cells[0]} | {cells[1]} | {seconds} |")
+    told = (
+        f"{plan.identities} held-out identities, {plan.photos} photos, {plan.prompts} prompts, {plan.seeds} seeds; {plan.steps} steps, "
+        f"rates {plan.word_lr:g} (word) and {plan.attention_lr:g} (image attention); DDIM {plan.sampling_steps} steps, CFG {plan.cfg:g}. "
+        "Means over identities, 95% bootstrap intervals over identities."
+    )
+    return "\n".join(lines) + f"\n\n{told}\n"
+
+
+def verdict(rows: dict) -> dict[str, bool]:
+    """What the project promises of (c) against (b) and (a)."""
+    vico, inversion, plain = (rows.get(name) for name in ("ViCo", "textual inversion", "class word"))
+    if not (vico and inversion and plain):
+        return {}
+    return {
+        "identity above textual inversion, intervals apart": vico["identity_interval"][0]
+        > inversion["identity_interval"][1],
+        "prompt at most 3 points below the class word": vico["prompt"] >= plain["prompt"] - 0.03,
+    }
+
+
+def draw_figure(rows: dict, path: Path) -> None:
+    """Identity against prompt following, a cross a condition."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4.5))
+    for condition, row in rows.items():
+        spread = [
+            [[row[w] - row[f"{w}_interval"][0]], [row[f"{w}_interval"][1] - row[w]]] for w in ("prompt", "identity")
+        ]
+        axis.errorbar(
+            row["prompt"], row["identity"], xerr=spread[0], yerr=spread[1], marker="o", capsize=3, label=condition
+        )
+    axis.set_xlabel("prompt following")
+    axis.set_ylabel("identity similarity")
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+def run_identity(world: World, identity: int, folder: Path) -> dict:
+    """Raw numbers of one identity, from its file where it is there."""
+    from train_core import write_atomically
+
+    path = folder / f"identity-{identity}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    started = time.perf_counter()
+    found = world.evaluate(identity)
+    world.grid().save(folder / f"identity-{identity}.png")
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(found)))
+    print(f"identity {identity}: {time.perf_counter() - started:.0f} s", flush=True)
+    return found
+
+
+def evaluate(host: Host, plan: Plan, folder: Path, first: int = 0) -> list[dict]:
+    made_from = json.dumps(asdict(plan), sort_keys=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    told = folder / "plan.json"
+    if told.is_file() and told.read_text() != made_from:
+        raise SystemExit(f"{folder} holds another plan's numbers: name another --output, or delete it.")
+    told.write_text(made_from)
+    world = World(host, plan)
+    return [run_identity(world, identity, folder) for identity in held_out_identities(first, plan.identities)]
+
+
+def choose_rates(host: Host, plan: Plan, folder: Path) -> None:
+    """ViCo alone, by a few rates, on the two held-out identities behind those of the evaluation."""
+    tried = replace(plan, identities=2, prompts=4, seeds=2, conditions=("class word", "ViCo"))
+    print("| word | image attention | identity | prompt |\n| --- | --- | --- | --- |")
+    for word_lr, attention_lr in ((5e-3, 1e-5), (5e-3, 1e-4), (5e-3, 1e-3), (2e-2, 1e-4), (2e-2, 1e-3)):
+        at = replace(tried, word_lr=word_lr, attention_lr=attention_lr)
+        rows = table(evaluate(host, at, folder / f"{word_lr:g}-{attention_lr:g}", first=plan.identities), at)
+        print(
+            f"| {word_lr:g} | {attention_lr:g} | {rows['ViCo']['identity']:.3f} | {rows['ViCo']['prompt']:.3f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two identities, two prompts, 60 steps: does it all run?")
+    parser.add_argument("--choose-rates", action="store_true", help="tries learning rates on other identities instead")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "output" / "vico_evidence", help="folder of the raw numbers"
+    )
+    parser.add_argument("--docs", type=Path, help="folder for table, figure and picture grid (default: --output)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    for name in ("identities", "steps", "word_lr", "attention_lr"):
+        kind = type(getattr(Plan(), name))
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"instead of {getattr(Plan(), name)}")
+    options = parser.parse_args()
+    changed = {name: getattr(options, name) for name in ("identities", "steps", "word_lr", "attention_lr")}
+    plan = replace(Plan(**(QUICK if options.quick else {})), **{k: v for k, v in changed.items() if v is not None})
+    host = Host()
+    if options.choose_rates:
+        choose_rates(host, plan, options.output / "rates")
+        return
+    folder = options.output / ("quick" if options.quick else "full")
+    results = evaluate(host, plan, folder)
+    rows, docs = table(results, plan), options.docs or folder
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "vico_evidence.md").write_text(as_markdown(rows, plan), encoding="utf-8")
+    draw_figure(rows, docs / "vico_evidence.png")
+    first = held_out_identities(0, 1)[0]
+    (docs / "vico_evidence_pictures.png").write_bytes((folder / f"identity-{first}.png").read_bytes())
+    print(as_markdown(rows, plan))
+    held = verdict(rows)
+    for promise, kept in held.items():
+        print(f"{'holds' if kept else 'DOES NOT HOLD'}: {promise}")
+    if options.json:
+        print(json.dumps({"rows": rows, "plan": asdict(plan), "holds": held}))
+
+
+if __name__ == "__main__":
+    main()
