@@ -241,7 +241,8 @@ def picture_rows(contents: Contents) -> str:
     count = sum(len(row) for rows in table.pictures.values() for row in rows)
     size = SMALL if count > MANY else THUMBNAIL
     rows = [picture_row(contents, others, i, size) for i in range(len(table.prompts))]
-    inner = toolbar(others, bool(contents.duels)) + f'<div class="rows" id="rows">{"".join(rows)}</div>'
+    narrow = " pairs" if len(table.models) * len(table.seeds[0]) <= 3 else ""
+    inner = toolbar(others, bool(contents.duels)) + f'<div class="rows{narrow}" id="rows">{"".join(rows)}</div>'
     return section("pictures", "Pictures", "", inner)
 
 
