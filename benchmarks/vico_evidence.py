@@ -10,6 +10,7 @@ The paper's learning rates are for SD1.4: --choose-rates tries the world's own, 
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -189,20 +190,25 @@ def table(results: list[dict], plan: Plan) -> dict:
         row = {"seconds": sorted(r[condition]["seconds"] for r in results)[len(results) // 2]}
         for what in ("identity", "prompt"):
             values = of_identities(results, condition, what)
-            row[what], row[f"{what}_interval"] = sum(values) / len(values), list(mean_interval(values))
+            interval = [
+                None if math.isnan(end) else end for end in mean_interval(values)
+            ]  # None: all alike, or one alone
+            row[what], row[f"{what}_interval"] = sum(values) / len(values), interval
         rows[condition] = row
     return rows
+
+
+def cell(row: dict, what: str) -> str:
+    low, high = row[f"{what}_interval"]
+    return f"{row[what]:.3f}" if low is None else f"{row[what]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def as_markdown(rows: dict, plan: Plan) -> str:
     lines = ["| condition | identity | prompt | s a step |", "| --- | --- | --- | --- |"]
     for condition, row in rows.items():
-        cells = [
-            f"{row[w]:.3f} [{row[w + '_interval'][0]:.3f}, {row[w + '_interval'][1]:.3f}]"
-            for w in ("identity", "prompt")
-        ]
         seconds = f"{row['seconds']:.2f}" if row["seconds"] else ""
-        lines.append(f"| {condition}: {CONDITIONS[condition]} | {cells[0]} | {cells[1]} | {seconds} |")
+        told = f"{condition}: {CONDITIONS[condition]}"
+        lines.append(f"| {told} | {cell(row, 'identity')} | {cell(row, 'prompt')} | {seconds} |")
     told = (
         f"{plan.identities} held-out identities, {plan.photos} photos, {plan.prompts} prompts, {plan.seeds} seeds; {plan.steps} steps, "
         f"rates {plan.word_lr:g} (word) and {plan.attention_lr:g} (image attention); DDIM {plan.sampling_steps} steps, CFG {plan.cfg:g}. "
@@ -214,7 +220,7 @@ def as_markdown(rows: dict, plan: Plan) -> str:
 def verdict(rows: dict) -> dict[str, bool]:
     """What the project promises of (c) against (b) and (a)."""
     vico, inversion, plain = (rows.get(name) for name in ("ViCo", "textual inversion", "class word"))
-    if not (vico and inversion and plain):
+    if not (vico and inversion and plain) or None in vico["identity_interval"] + inversion["identity_interval"]:
         return {}
     return {
         "identity above textual inversion, intervals apart": vico["identity_interval"][0]
@@ -233,7 +239,8 @@ def draw_figure(rows: dict, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6, 4.5))
     for condition, row in rows.items():
         spread = [
-            [[row[w] - row[f"{w}_interval"][0]], [row[f"{w}_interval"][1] - row[w]]] for w in ("prompt", "identity")
+            [[row[w] - low], [high - row[w]]] if low is not None else None
+            for w, (low, high) in ((w, row[f"{w}_interval"]) for w in ("prompt", "identity"))
         ]
         axis.errorbar(
             row["prompt"], row["identity"], xerr=spread[0], yerr=spread[1], marker="o", capsize=3, label=condition
