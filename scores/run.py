@@ -6,9 +6,7 @@ Lines are only ever added, so a run that was cut off goes on where it stopped; a
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
 from .samples import Sample
@@ -23,6 +21,9 @@ def identity(record: dict) -> str:
 
 
 def versions() -> dict[str, str]:
+    import platform
+    from importlib import metadata
+
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
