@@ -391,7 +391,7 @@ run_game({folder!r}, lora_player(unet()), rounds=2, changes={changes!r}, on_prog
 """
 
 
-@pytest.mark.parametrize("until", ["train 1 8", "generate 2 2"])
+@pytest.mark.parametrize("until", ["generate 2 2"])  # training alone is killed in test_train_core_loop
 def test_kill_9_in_any_phase_then_resume_gives_the_same_bits(tmp_path, until):
     here, changes = os.path.dirname(__file__), {"steps": (8,), "checkpoint_every": 1}
     path = [here, os.path.dirname(os.path.dirname(here))]
