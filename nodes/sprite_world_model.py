@@ -9,6 +9,7 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
@@ -59,6 +60,24 @@ class SpriteWorldConfig(comfy.supported_models.SD15):
     latent_format = SpriteLatents
 
 
+class SpriteUNet(comfy.model_base.UNetModel):
+    """The host's U-Net with v inside and epsilon outside: eps = sqrt(abar) v + sqrt(1 - abar) x_t (Salimans & Ho 2022).
+
+    To give epsilon at high noise a U-Net must copy its input to a percent, which takes training far longer than this
+    world gets; the sum above copies exactly. For the host it is an ordinary epsilon model.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        sigmas = comfy.model_sampling.ModelSamplingDiscrete().sigmas
+        self.register_buffer("signal", (sigmas.square() + 1).rsqrt(), persistent=False)
+
+    def _forward(self, x, timesteps=None, *args, **kwargs):
+        v = super()._forward(x, timesteps, *args, **kwargs)
+        signal = self.signal.to(x.device)[timesteps.round().long()].view(-1, 1, 1, 1)
+        return (signal * v + (1 - signal.square()).sqrt() * x).to(x.dtype)
+
+
 class SpriteTextModel(comfy.sd1_clip.SDClipModel):
     """CLIP's text transformer at width 64, behind the tokenizer of SD1.x."""
 
@@ -103,7 +122,7 @@ def build_unet() -> comfy.model_base.BaseModel:
     """The U-Net in its host class, weights not yet set."""
     config = SpriteWorldConfig(UNET_CONFIG)
     config.set_inference_dtype(torch.float32, None)
-    return comfy.model_base.BaseModel(config, model_type=comfy.model_base.ModelType.EPS)
+    return comfy.model_base.BaseModel(config, model_type=comfy.model_base.ModelType.EPS, unet_model=SpriteUNet)
 
 
 def _part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

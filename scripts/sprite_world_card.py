@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -79,6 +80,8 @@ def export(work: Path, path: Path) -> None:
     metadata = {"format": "sprite-world-1", "step": str(state["step"]), "minutes": f"{state['minutes']:.1f}"}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda p: save_file(exported(state, codec.eval()), p, metadata))
+    DOCS.mkdir(parents=True, exist_ok=True)
+    write_atomically(DOCS / "log.jsonl", lambda p: shutil.copyfile(work / "log.jsonl", p))
 
 
 class World:
@@ -179,10 +182,10 @@ def speed_figures(path: Path) -> tuple[dict, World]:
     }, world
 
 
-def losses(work: Path) -> list[dict]:
-    return [
-        entry for entry in map(json.loads, (work / "log.jsonl").read_text().splitlines()) if entry["part"] == "unet"
-    ]
+def logged(part: str) -> list[dict]:
+    """The training's log entries of one part, each step once: where a resumed run went over steps again, its own count."""
+    entries = [json.loads(line) for line in (DOCS / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return list({entry["step"]: entry for entry in entries if entry["part"] == part}.values())
 
 
 def draw_loss_curve(entries: list[dict], path: Path) -> None:
@@ -193,7 +196,9 @@ def draw_loss_curve(entries: list[dict], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     axes.plot([e["step"] for e in entries], [e["loss"] for e in entries], linewidth=1)
-    axes.set(xlabel="step", ylabel="min-SNR weighted loss", yscale="log")
+    for note in logged("note"):
+        axes.axvline(note["step"], color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
     figure.savefig(path, dpi=110)
 
 
@@ -215,7 +220,11 @@ The samples: {columns} a row, prompts that no training picture has, {steps} step
 | U-Net and text encoder | {step} steps of {batch} pictures ({samples} samples), {minutes:.0f} minutes; Muon, AdamW; min-SNR weights; averaged weights shipped |
 | last loss | {loss:.4f} |
 
+{notes}
+
 ![loss curve](../docs/sprite_world/loss.png)
+
+![samples along the training](../docs/sprite_world/progress.png)
 
 ## Figures
 
@@ -234,14 +243,14 @@ def as_table(figures: dict) -> str:
     return "\n".join(["| figure | value |", "|---|---|", *rows])
 
 
-def write_card(work: Path, weights: Path, number: int) -> None:
+def write_card(weights: Path, number: int) -> None:
     """Measures the shipped weights and writes CARD.md with its pictures."""
     DOCS.mkdir(parents=True, exist_ok=True)
     speed, world = speed_figures(weights)
     shown, images = shown_figures(world, evaluation_prompts()[:number])
     figures = shown | codec_figures(world) | speed
     tiled(as_bytes(images[:40]), COLUMNS).save(DOCS / "samples.png", optimize=True)
-    entries = losses(work)
+    entries = logged("unet")
     draw_loss_curve(entries, DOCS / "loss.png")
     with safe_open(weights, "pt") as file:
         trained = file.metadata()
@@ -258,6 +267,7 @@ def write_card(work: Path, weights: Path, number: int) -> None:
         batch=BATCH,
         samples=step * BATCH,
         loss=entries[-1]["loss"],
+        notes="\n".join(f"- Step {note['step']}: {note['text']}" for note in logged("note")),
         number=number,
         table=as_table(figures),
         measures=as_table(report()),
@@ -280,7 +290,7 @@ def main() -> None:
         images = World(options.weights).draw(evaluation_prompts()[:16], seed=1)
         tiled(as_bytes(images), COLUMNS).save(options.grid)
     else:
-        write_card(options.work, options.weights, options.prompts)
+        write_card(options.weights, options.prompts)
 
 
 if __name__ == "__main__":
