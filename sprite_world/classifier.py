@@ -1,16 +1,23 @@
-"""A small network that reads a picture: class, colour family, scene, count, position, size and taste; and its features."""
+"""A small network that reads a picture: class, colour, scene, count, position, size, taste; and its features.
+
+python -m sprite_world.classifier          # trains it on renders (minutes on a CPU) and replaces the shipped weights
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .muon import Muon
-from .pictures import Picture
+from .pictures import Picture, pictures, render
 from .vocabulary import CLASSES, COLOURS, POSITIONS, SCENES, SIZES
 
 WEIGHTS = Path(__file__).parent / "weights" / "classifier.safetensors"
@@ -38,9 +45,8 @@ class SpriteClassifier(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(
-            _stage(3, 32, 1),
-            _stage(32, 64, 2),
-            _stage(64, 64, 1),
+            _stage(3, 48, 2),
+            _stage(48, 64, 1),
             _stage(64, 96, 2),
             _stage(96, 96, 1),
             nn.Conv2d(96, 16, 1),
@@ -114,3 +120,21 @@ def load_classifier() -> SpriteClassifier:
     model = SpriteClassifier()
     model.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
     return model.eval().requires_grad_(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Trains the classifier of the measures.")
+    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=1200)
+    options = parser.parse_args()
+    drawn = list(islice(pictures(2), options.pictures))
+    art = torch.from_numpy(np.stack([render(picture)[0] for picture in drawn])).movedim(-1, 1).contiguous()
+    model = train_classifier(art, drawn, options.steps, log=lambda **entry: print(entry, flush=True))
+    partial = WEIGHTS.with_suffix(".partial")
+    WEIGHTS.parent.mkdir(exist_ok=True)
+    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, partial)
+    os.replace(partial, WEIGHTS)
+
+
+if __name__ == "__main__":
+    main()

@@ -85,7 +85,12 @@ def test_shown_pictures_repeat_each_art_pixel_four_by_four():
 
 def test_chosen_pictures_hold_what_is_given():
     for picture in first(chosen_pictures(0, "robot", "pink", "lava", identity_seed=9, tastes=(0.2, 0.4)), 10):
-        assert (picture.who.class_word, picture.who.colour, picture.scene, picture.who.seed) == ("robot", "pink", "lava", 9)
+        assert (picture.who.class_word, picture.who.colour, picture.scene, picture.who.seed) == (
+            "robot",
+            "pink",
+            "lava",
+            9,
+        )
         assert 0.2 <= picture.taste <= 0.4
 
 
