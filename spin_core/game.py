@@ -8,7 +8,7 @@ Everything that a round makes lies in the run's folder, so that a run that stopp
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -121,6 +121,7 @@ class Run:
     on_progress: OnProgress = lambda progress: None
     return_on: tuple[type[BaseException], ...] = ()
     pictures: Path | None = None
+    method: str = "spin"
 
     @property
     def picture_folder(self) -> Path:
@@ -160,6 +161,7 @@ def train_baseline(player: Player, run: Run, method: Literal["sft", "dpo"]) -> G
     if method == "dpo" and run.corpus.rejected is None:
         raise ValueError("DPO needs preference pairs: this data set has no second picture and label for its prompts")
     other, make_step = (run.corpus.rejected, pair_step) if method == "dpo" else (None, sft_step)
+    run = replace(run, method=method)
     base_hash = player.opponent_hash()
     training = finished(player, run, 1, base_hash) or learn(player, run, 1, make_step, other, base_hash)
     return Game([training], [base_hash], training.stopped_by)
@@ -205,7 +207,9 @@ def learn(player: Player, run: Run, number: int, make_step, other, opponent_hash
     done.
     """
     settings = run.settings
-    checkpoints = CheckpointFolder(run.round_folder(number), keep=1, identity=identity(run, number, opponent_hash))
+    checkpoints = CheckpointFolder(
+        run.round_folder(number), keep=1, identity=identity(player, run, number, opponent_hash)
+    )
     torch.manual_seed(settings.seed)  # for layers that draw for themselves: a run is the same whatever came before it
     with player.round(number):
         parameters = [p for p in player.trained.parameters() if p.requires_grad]
@@ -225,7 +229,7 @@ def learn(player: Player, run: Run, number: int, make_step, other, opponent_hash
         if player.opponent_hash() != opponent_hash:
             raise RuntimeError(f"the opponent's weights changed in round {number}: what was learnt is not to be used")
         if training.stopped_by is None and run.engine.is_main_process:
-            write_result(player.result(), training, run, number, opponent_hash)
+            write_result(player, training, run, number, opponent_hash)
     run.engine.wait_for_everyone()
     return training
 
@@ -258,7 +262,7 @@ def reporter(run: Run, number: int) -> Callable[[StepReport], None]:
     return lambda report: run.on_progress(Progress("train", number, report.step * pairs, total, report))
 
 
-def identity(run: Run, number: int, opponent_hash: str) -> dict:
+def identity(player: Player, run: Run, number: int, opponent_hash: str) -> dict:
     """What makes two trainings the same: a checkpoint or a result of another one is not continued."""
     settings = asdict(run.settings)
     per_round = {name: of_round(settings.pop(name), number) for name in ("steps", "beta", "lr")}
@@ -267,6 +271,8 @@ def identity(run: Run, number: int, opponent_hash: str) -> dict:
     return {
         **settings,
         **per_round,
+        "method": run.method,
+        "player": player.kind,
         "round": number,
         "opponent": opponent_hash,
         "samples": len(run.corpus),
@@ -275,13 +281,13 @@ def identity(run: Run, number: int, opponent_hash: str) -> dict:
     }
 
 
-def write_result(result: dict[str, Tensor], training: Training, run: Run, number: int, opponent_hash: str) -> None:
+def write_result(player: Player, training: Training, run: Run, number: int, opponent_hash: str) -> None:
     """What the round learnt, with its identity and its history."""
     metadata = {
-        "identity": json.dumps(identity(run, number, opponent_hash)),
+        "identity": json.dumps(identity(player, run, number, opponent_hash)),
         "history": json.dumps([asdict(report) for report in training.history]),
     }
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in result.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in player.result().items()}
     save_tensors(run.round_folder(number) / "result.safetensors", contiguous, metadata)
 
 
@@ -292,7 +298,7 @@ def finished(player: Player, run: Run, number: int, opponent_hash: str) -> Train
         return None
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    CheckpointFolder(path.parent, identity=identity(run, number, opponent_hash)).check(
+    CheckpointFolder(path.parent, identity=identity(player, run, number, opponent_hash)).check(
         json.loads(metadata["identity"]), path
     )
     player.take(load_file(path))

@@ -16,6 +16,7 @@ class Player(Protocol):
     Inside round(k) `policy` and `trained` are the player, `reference` is the opponent, which never moves.
     """
 
+    kind: str  # what is learnt, in words: a run of another kind is not continued
     policy: Denoiser
     reference: Denoiser
     trained: nn.Module
@@ -60,6 +61,7 @@ class LoRAPlayer:
         self.policy, self.model, self.base_hash = denoiser, model, base_hash
         self.names = find_layers(model, layers)
         self.rank, self.alpha, self.seed = rank, alpha, seed
+        self.kind = f"LoRA of rank {rank}, alpha {alpha:g}, on {len(self.names)} layers"
         self.earlier: list[LoRA] = []
         self.trained: LoRA | None = None
         self.stack = ExitStack()
@@ -112,6 +114,8 @@ class FullPlayer:
 
     Outside a round both hold the same weights.
     """
+
+    kind = "all weights"
 
     def __init__(self, policy: Denoiser, reference: Denoiser, model: nn.Module, frozen: nn.Module):
         self.policy, self.reference, self.trained, self.frozen = policy, reference, model, frozen

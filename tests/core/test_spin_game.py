@@ -377,6 +377,15 @@ def test_a_finished_round_of_other_settings_is_not_taken(tmp_path):
         run_game(tmp_path, lora_player(unet()), changes={"beta": (60.0,)})
 
 
+def test_a_run_of_another_kind_is_not_taken(tmp_path):
+    run_game(tmp_path, lora_player(unet()))
+    with pytest.raises(ValueError, match=r"player was LoRA of rank 2.* and is now all weights"):
+        run_game(tmp_path, full_player(unet()))
+    player = lora_player(unet())
+    with player.attached(), pytest.raises(ValueError, match="method was spin and is now sft"):
+        train_baseline(player, Run(corpus(), settings(), LocalEngine(), tmp_path), "sft")
+
+
 def test_a_missing_picture_is_named(tmp_path):
     with pytest.raises(ValueError, match=r'picture for "a cat" .seed 3. is missing'):
         Pictures(TensorStore(tmp_path), "m", {}).latent(Order("a cat", 3, (4, 4, 4)))
