@@ -1,0 +1,61 @@
+"""A MODEL as a Denoiser predicts what the host's own apply_model turns into a picture, in every family."""
+
+import sys
+
+import pytest
+import torch
+
+from benchmarks import spin_tiny
+from train_core import weights_hash
+
+CHANNELS = {"sd1": 4, "sd2": 4, "sdxl": 4, "sd3": 16, "flux": 16}
+
+
+@pytest.fixture
+def denoiser(host):
+    """nodes/denoiser.py as the host has loaded it with the pack."""
+    return next(module for name, module in sys.modules.items() if name.endswith("nodes.denoiser"))
+
+
+def denoised(prediction, x_t, alpha, sigma, kind):
+    """x0 of a prediction: (x_t − sigma·eps)/alpha, alpha·x_t − sigma·v, x_t − sigma·velocity."""
+    if kind == "epsilon":
+        return (x_t - sigma * prediction) / alpha
+    return (alpha if kind == "v" else 1) * x_t - sigma * prediction
+
+
+@pytest.mark.parametrize("family", CHANNELS)
+def test_predicts_as_the_host_and_can_be_trained(denoiser, family):
+    with torch.inference_mode():
+        model = spin_tiny.tiny_model(family)
+        before = weights_hash(model.model.state_dict())
+        with denoiser.training_mode():
+            copy = denoiser.training_copy(model)
+            made, generator = denoiser.ModelDenoiser(copy), torch.Generator().manual_seed(0)
+            shape = (CHANNELS[family], 8, 8)
+            text = [
+                [
+                    torch.randn(1, 77, 32, generator=generator),
+                    {"pooled_output": torch.randn(1, 32, generator=generator)},
+                ]
+            ]
+            context = denoiser.batch_contexts([denoiser.context_of(copy.model, text, shape)] * 2)
+            x_t, t = torch.randn(2, *shape, generator=generator), torch.tensor([3, 700])
+            with denoiser.residuals_kept(copy.model.diffusion_model):
+                weight = next(p for p in copy.model.diffusion_model.parameters() if p.ndim > 1).requires_grad_(True)
+                prediction = made.predict(x_t, t, context)
+                prediction.square().mean().backward()
+            alpha, sigma = made.schedule.at(t, x_t)
+            host_sigma = made.sampling.sigmas[t]
+            host_x = x_t if made.prediction == "flow" else x_t / alpha
+            expected = copy.model.apply_model(host_x, host_sigma, **context)
+    found = denoised(prediction, x_t, alpha, sigma, made.prediction)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert weight.grad.abs().sum() > 0
+    assert weights_hash(model.model.state_dict()) == before
+
+
+def test_prompts_of_several_chunks_are_batched_as_the_host_does(denoiser):
+    short, long = torch.randn(1, 77, 32), torch.randn(1, 154, 32)
+    both = denoiser.batch_contexts([{"c_crossattn": short}, {"c_crossattn": long}])["c_crossattn"]
+    assert both.shape == (2, 154, 32) and torch.equal(both[0], torch.cat([short, short], dim=1)[0])
