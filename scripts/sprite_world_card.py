@@ -31,6 +31,7 @@ from scripts.train_sprite_world import (
     WORK,
     encoded,
     load_world_model,
+    shipped_name,
     to_unit,
     write_atomically,
 )
@@ -58,15 +59,7 @@ def latent_colours(codec: SpriteAutoencoder) -> Tensor:
 
 def exported(state: dict, codec: SpriteAutoencoder) -> dict[str, Tensor]:
     """The shipped tensors: the averaged U-Net and text encoder under the host's names, the VAE; halves."""
-    average = state["average"]
-    weights = {key: value for key, value in average.items() if key.startswith("unet.")}
-    for key, value in average.items():
-        if key.startswith("text.layers."):
-            weights[key.replace("text.layers.", "text.text_model.encoder.layers.")] = value
-    for end in ("weight", "bias"):
-        weights[f"text.text_model.final_layer_norm.{end}"] = average[f"text.final_layer_norm.{end}"]
-    weights["text.text_model.embeddings.position_embedding.weight"] = average["text.position_embedding.weight"]
-    weights["token_rows"] = average["text.token_embedding.weight"]
+    weights = {shipped_name(name): value for name, value in state["average"].items()}
     weights |= {f"vae.{key}": value for key, value in codec.state_dict().items()}
     weights["latent_rgb"] = latent_colours(codec)
     halves = {key: value.detach().half().contiguous() for key, value in weights.items()}

@@ -309,6 +309,20 @@ def with_strange_words(rows: Tensor, generator: torch.Generator) -> Tensor:
 OPTIONS = {"optimized_attention_override": plain_attention}
 
 
+TEXT_NAMES = {
+    "text.layers.": "text.text_model.encoder.layers.",
+    "text.final_layer_norm.": "text.text_model.final_layer_norm.",
+    "text.position_embedding.": "text.text_model.embeddings.position_embedding.",
+    "text.token_embedding.weight": "token_rows",
+}
+
+
+def shipped_name(name: str) -> str:
+    """A trained tensor's name in the shipped file, which has the host's names."""
+    start = next((start for start in TEXT_NAMES if name.startswith(start)), None)
+    return name if start is None else name.replace(start, TEXT_NAMES[start])
+
+
 class Trainer:
     """U-Net and text encoder, their averages, and all that a resumed run needs."""
 
@@ -372,6 +386,17 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters], 1 - decay)
         return loss.item()
 
+    @torch.no_grad()
+    def start_from(self, shipped: dict[str, Tensor]) -> None:
+        """Takes over the weights of a shipped file, with fresh optimizers."""
+        if shipped["token_ids"].tolist() != self.words.token_ids:
+            raise ValueError(
+                "The weights to start from were trained on other words than this world's captions use now."
+            )
+        for name, p in self.weights().items():
+            p.copy_(shipped[shipped_name(name)])
+            self.average[name].copy_(p)
+
     def state(self) -> dict:
         return {
             "unet": self.unet.state_dict(),
@@ -421,10 +446,13 @@ def train(trainer: Trainer, data, minutes: float, work: Path, log) -> None:
             saved = time.monotonic()
 
 
-def prepare(work: Path, number: int, autoencoder_minutes: float, device: str, log) -> None:
+def prepare(work: Path, number: int, autoencoder_minutes: float, device: str, log, start: Path | None = None) -> None:
     """Draws the pictures, trains the autoencoder, and keeps latents and tokens in work/data.pt; once."""
     if (work / "data.pt").exists():
         return
+    if start and not (work / "autoencoder.safetensors").exists():
+        codec = {k.removeprefix("vae."): v.float() for k, v in load_file(start).items() if k.startswith("vae.")}
+        write_atomically(work / "autoencoder.safetensors", lambda p: save_file(codec, p))
     host = load_world_model(device)
     art, drawn = drawn_pictures(number)
     codec = autoencoder(work, art, autoencoder_minutes, device, log)
@@ -446,6 +474,8 @@ def work_as(rank: int, options: argparse.Namespace) -> None:
     trainer = Trainer(load_world_model(options.device), Words(data["token_ids"]), options.device, workers)
     if (options.work / "state.pt").exists():
         trainer.restore(torch.load(options.work / "state.pt", weights_only=True))
+    elif options.start:
+        trainer.start_from(load_file(options.start))
     inputs = (data["latents"], data["tokens"], data["empty"])
     train(trainer, inputs, options.minutes, options.work, logger(options.work))
 
@@ -468,6 +498,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--autoencoder-minutes", type=float, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--work", type=Path, default=WORK, help="where checkpoints and the log are kept")
+    parser.add_argument("--start", type=Path, help="a shipped base.safetensors to go on from, where --work is empty")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="size of the training set")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (CPU only)")
     options = parser.parse_args()
@@ -478,7 +509,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
-    prepare(options.work, options.pictures, options.autoencoder_minutes, options.device, logger(options.work))
+    log = logger(options.work)
+    prepare(options.work, options.pictures, options.autoencoder_minutes, options.device, log, options.start)
     (options.work / "workers").unlink(missing_ok=True)
     torch.multiprocessing.spawn(work_as, (options,), nprocs=options.workers)
 

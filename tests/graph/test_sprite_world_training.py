@@ -12,6 +12,7 @@ from scripts.train_sprite_world import (
     loss_weight,
     plain_attention,
     rate_factor,
+    shipped_name,
     with_strange_words,
 )
 
@@ -79,3 +80,13 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
         assert torch.equal(value, second.state()["average"][name]), name
     for p, q in zip(whole.parameters, second.parameters, strict=True):
         assert torch.equal(p, q)
+
+
+def test_a_training_can_go_on_from_the_shipped_names():
+    ours = trainer()
+    shipped = {shipped_name(name): torch.full_like(p, 0.25) for name, p in ours.weights().items()}
+    assert {"token_rows", "text.text_model.final_layer_norm.weight", "unet.out.2.weight"} <= set(shipped)
+    ours.start_from(shipped | {"token_ids": torch.tensor([1, 2, 3])})
+    assert all((p == 0.25).all() for p in ours.parameters)
+    with pytest.raises(ValueError, match="other words"):
+        ours.start_from(shipped | {"token_ids": torch.tensor([4])})
