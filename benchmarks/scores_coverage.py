@@ -13,41 +13,42 @@ import numpy as np
 
 from scores import win_rate_interval
 
-SETTINGS = {  # name: prompts, seeds, delta
-    "even, 200 prompts": (200, 4, 0.0),
-    "better, 200 prompts": (200, 4, 0.5),
-    "much better, 200 prompts": (200, 4, 1.2),
-    "one seed, 100 prompts": (100, 1, 0.4),
-    "few prompts (31)": (31, 8, 0.3),
+SETTINGS = {  # name: prompts, seeds, delta, tie
+    "mostly ties, 100 prompts": (100, 1, 0.4, 1.3),
+    "even, 200 prompts": (200, 4, 0.0, 0.1),
+    "better, 200 prompts": (200, 4, 0.5, 0.1),
+    "much better, 200 prompts": (200, 4, 1.2, 0.1),
+    "one seed, 100 prompts": (100, 1, 0.4, 0.1),
+    "few prompts (31)": (31, 8, 0.3, 0.1),
 }
-SPREAD_PROMPT, SPREAD_SEED, TIE = 0.8, 0.6, 0.1
+SPREAD_PROMPT, SPREAD_SEED = 0.8, 0.6
 
 
 def normal_cdf(z: float) -> float:
     return 0.5 * (1 + math.erf(z / math.sqrt(2)))
 
 
-def true_win_rate(delta: float) -> float:
+def true_win_rate(delta: float, tie: float) -> float:
     """P(d > tie) + ½ P(|d| <= tie) for d ~ N(delta, spread_prompt² + spread_seed²)."""
     spread = math.hypot(SPREAD_PROMPT, SPREAD_SEED)
-    above, below = 1 - normal_cdf((TIE - delta) / spread), normal_cdf((-TIE - delta) / spread)
+    above, below = 1 - normal_cdf((tie - delta) / spread), normal_cdf((-tie - delta) / spread)
     return above + 0.5 * (1 - above - below)
 
 
-def draw(generator: np.random.Generator, prompts: int, seeds: int, delta: float) -> tuple[np.ndarray, np.ndarray]:
+def draw(generator, prompts: int, seeds: int, delta: float, tie: float) -> tuple[np.ndarray, np.ndarray]:
     """One comparison's scores of both models, each [prompts, seeds]."""
     difference = delta + SPREAD_PROMPT * generator.standard_normal((prompts, 1))
     difference = difference + SPREAD_SEED * generator.standard_normal((prompts, seeds))
-    difference[np.abs(difference) <= TIE] = 0
+    difference[np.abs(difference) <= tie] = 0
     b = generator.standard_normal((prompts, seeds)).round(3)
     return b + np.sign(difference), b
 
 
-def coverage(prompts: int, seeds: int, delta: float, draws: int, seed: int) -> float:
+def coverage(prompts: int, seeds: int, delta: float, tie: float, draws: int, seed: int) -> float:
     """The share of `draws` intervals that hold the true win rate."""
-    generator, truth, held = np.random.default_rng(seed), true_win_rate(delta), 0
+    generator, truth, held = np.random.default_rng(seed), true_win_rate(delta, tie), 0
     for _ in range(draws):
-        low, high = win_rate_interval(*draw(generator, prompts, seeds, delta))
+        low, high = win_rate_interval(*draw(generator, prompts, seeds, delta, tie))
         held += low <= truth <= high
     return held / draws
 
@@ -57,9 +58,10 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2000, help="simulated comparisons a setting (default 2000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the simulation (default 0)")
     arguments = parser.parse_args()
-    for name, (prompts, seeds, delta) in SETTINGS.items():
-        share = coverage(prompts, seeds, delta, arguments.draws, arguments.seed)
-        row = {"setting": name, "seeds": seeds, "truth": round(true_win_rate(delta), 4), "coverage": round(share, 4)}
+    for name, (prompts, seeds, delta, tie) in SETTINGS.items():
+        share = coverage(prompts, seeds, delta, tie, arguments.draws, arguments.seed)
+        truth = round(true_win_rate(delta, tie), 4)
+        row = {"setting": name, "seeds": seeds, "truth": truth, "coverage": round(share, 4)}
         print(json.dumps(row), flush=True)
 
 

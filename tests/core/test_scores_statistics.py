@@ -57,6 +57,20 @@ def test_all_ties_stay_open_to_both_sides():
     assert "exact" in interval_method(np.ones(10), np.ones(10))
 
 
+def test_a_few_losses_among_ties_prove_nothing():
+    """Three losses, 29 ties, no win: a sign test gives p = 2 · ½³ = 0.25, so ½ must lie inside the interval."""
+    a, b = np.zeros(32), np.r_[np.ones(3), np.zeros(29)]
+    low, high = win_rate_interval(a, b)
+    assert low < win_rate(a, b) == 0.453125 < 0.5 < high
+    assert win_rate_interval(b, a) == pytest.approx((1 - high, 1 - low), abs=0.01)
+    assert "no prompt had" in interval_method(a, b)
+
+
+def test_losses_that_outweigh_what_was_not_seen_are_proven():
+    """20 losses and 12 ties: p = 2 · ½²⁰."""
+    assert win_rate_interval(np.zeros(32), np.r_[np.ones(20), np.zeros(12)]).high < 0.5
+
+
 def test_mean_difference_of_one_prompt_claims_nothing():
     assert np.isnan(mean_difference_interval([1.0], [0.5])).all()
 
@@ -107,9 +121,9 @@ def test_aggregation_that_does_not_exist_is_said(how, k, sentence):
 
 def test_known_truth_of_the_simulation():
     """Even models tie or win by symmetry: exactly one half."""
-    assert true_win_rate(0.0) == pytest.approx(0.5)
+    assert true_win_rate(0.0, 0.1) == pytest.approx(0.5)
 
 
 def test_coverage_on_a_known_truth():
     """150 draws: the standard error is 1.8 points, so four of them about 95%. The 2,000 draws are the benchmark's."""
-    assert 0.88 <= coverage(prompts=60, seeds=2, delta=0.4, draws=150, seed=5) <= 1.0
+    assert 0.88 <= coverage(prompts=60, seeds=2, delta=0.4, tie=0.1, draws=150, seed=5) <= 1.0
