@@ -5,13 +5,15 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import comfy.ldm.models.autoencoder
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sample
+import comfy.sd
 import comfy.utils
 import folder_paths
 import numpy
@@ -24,6 +26,7 @@ from train_core import (
     LocalEngine,
     LoopSettings,
     StepReport,
+    Training,
     TrainingDiverged,
     read_state,
     train,
@@ -291,10 +294,9 @@ class Watch:
         return ("JPEG", self.preview(self.concept_now(step)), 512)
 
 
-def make_preview(patchers, clip, vae, photos: Photos, pictures: list[Picture], prompts) -> Callable:
+def make_preview(session: "Session", vae, photos: Photos, pictures: list[Picture], prompts) -> Callable:
     """preview(concept) draws the prompts with the first photo as the reference, then brings the training back to the device."""
-    patcher = patchers[0]
-    latent = patcher.model.process_latent_out(photos.mean[:1])
+    latent = session.patcher.model.process_latent_out(photos.mean[:1])
     mask = None if photos.masks is None else photos.masks[0]
     reference = Reference([Photo(latent, pictures[0].image, mask)])
     source = AUTOMATIC if mask is None else GIVEN
@@ -302,9 +304,9 @@ def make_preview(patchers, clip, vae, photos: Photos, pictures: list[Picture], p
     def preview(concept: ViCoConcept) -> Image.Image:
         with torch.no_grad():
             pixels = draw_with_concept(
-                patcher, clip, vae, concept, reference, prompts, [0], PREVIEW_STEPS, PREVIEW_CFG, source
+                session.patcher, session.text, vae, concept, reference, prompts, [0], PREVIEW_STEPS, PREVIEW_CFG, source
             )
-        load(patchers)
+        load(session.patchers)
         return to_image(torch.cat(list(pixels), dim=1))
 
     return preview
@@ -336,33 +338,19 @@ def train_concept(
 def _train(model, clip, vae, pictures, settings: TrainSettings, options: RunOptions, say) -> Outcome:
     with torch.no_grad():
         photos = encode_photos(vae, model, pictures, settings.size)
-    patcher, text = training_copy(model, AUTOCAST_DTYPES.get(settings.precision, torch.float32)), training_clip(clip)
-    patchers, device, unet = [patcher, text.patcher], patcher.load_device, patcher.model.diffusion_model
-    load(patchers)
-    trained = TrainedConcept(places_of(unet)[1], start_words(text, settings.initialiser), settings.seed).to(device)
-    engine = LocalEngine(device, settings.precision, settings.accumulation)
-    streams = HostStreams(patcher, text, trained, settings.placeholder, engine, settings.detach_reference)
-    identity = identity_of(patcher, text, vae, pictures, settings)
+    session = start_session(model, clip, settings)
+    identity = identity_of(session, vae, pictures, settings)
     files = RunFiles(options.name, identity)
     if finished := files.finished(settings.steps):
         return finished
 
     def concept_now(step: int) -> ViCoConcept:
-        return describe(trained.concept(), step, identity["model"], settings, pictures)
+        return describe(session.trained.concept(), step, identity["model"], settings, pictures)
 
-    keep_lost(files, trained, concept_now)
-    preview = make_preview(patchers, text, vae, photos, pictures, options.preview_prompts)
+    keep_lost(files, session.trained, concept_now)
+    preview = make_preview(session, vae, photos, pictures, options.preview_prompts)
     watch = Watch(settings, options, files, concept_now, preview, say)
-    captions = [template.format(settings.placeholder) for template in TEMPLATES]
-    draws = Draws(photos, captions, len(streams.schedule), settings.batch_size, settings.seed, device)
-    optimizer = engine.prepare(trained.optimizer(settings.word_lr, settings.attention_lr))
-    loop = LoopSettings(settings.steps, checkpoint_every=options.checkpoint_every)
-    with ExitStack() as stack:
-        if options.checkpointing:
-            stack.enter_context(checkpointed(unet))
-        say(estimate(streams, trained, captions[0], settings.size, settings.batch_size, options.checkpointing))
-        objective = ViCoObjective(streams, settings.regularization)
-        training = train(objective, draws, trained, optimizer, loop, engine, watch, files.states, STOPS)
+    training = run_steps(session, photos, settings, options, files, watch)
     if training.stopped_by is not None and training.step == 0:
         raise training.stopped_by
     concept = concept_now(training.step)
@@ -373,6 +361,45 @@ def _train(model, clip, vae, pictures, settings: TrainSettings, options: RunOpti
     return Outcome(concept, [report.loss for report in training.history], files.run)
 
 
+@dataclass(frozen=True)
+class Session:
+    """The copies of the model and of its CLIP that a training works on, and what it learns."""
+
+    patcher: comfy.model_patcher.ModelPatcher
+    text: comfy.sd.CLIP
+    trained: TrainedConcept
+    streams: HostStreams
+    engine: LocalEngine
+
+    @property
+    def patchers(self) -> list:
+        return [self.patcher, self.text.patcher]
+
+
+def start_session(model, clip, settings: TrainSettings) -> Session:
+    patcher, text = training_copy(model, AUTOCAST_DTYPES.get(settings.precision, torch.float32)), training_clip(clip)
+    load([patcher, text.patcher])
+    shapes, words = places_of(patcher.model.diffusion_model)[1], start_words(text, settings.initialiser)
+    trained = TrainedConcept(shapes, words, settings.seed).to(patcher.load_device)
+    engine = LocalEngine(patcher.load_device, settings.precision, settings.accumulation)
+    streams = HostStreams(patcher, text, trained, settings.placeholder, engine, settings.detach_reference)
+    return Session(patcher, text, trained, streams, engine)
+
+
+def run_steps(session: Session, photos: Photos, settings: TrainSettings, options: RunOptions, files, watch) -> Training:
+    """The steps themselves, by train_core's loop; goes on from the newest state."""
+    trained, streams, engine = session.trained, session.streams, session.engine
+    captions = [template.format(settings.placeholder) for template in TEMPLATES]
+    draws = Draws(photos, captions, len(streams.schedule), settings.batch_size, settings.seed, engine.device)
+    optimizer = engine.prepare(trained.optimizer(settings.word_lr, settings.attention_lr))
+    objective = ViCoObjective(streams, settings.regularization)
+    loop = LoopSettings(settings.steps, checkpoint_every=options.checkpoint_every)
+    with checkpointed(streams.unet) if options.checkpointing else nullcontext():
+        needs = estimate(streams, trained, captions[0], settings.size, settings.batch_size, options.checkpointing)
+        watch.say(needs)
+        return train(objective, draws, trained, optimizer, loop, engine, watch, files.states, STOPS)
+
+
 def keep_lost(files: RunFiles, trained: TrainedConcept, concept_now: Callable) -> None:
     """Concepts of states whose run was killed between the two. Training then goes on from the newest state anyway."""
     for step in files.states.steps():
@@ -381,13 +408,13 @@ def keep_lost(files: RunFiles, trained: TrainedConcept, concept_now: Callable) -
             files.keep(concept_now(step))
 
 
-def identity_of(patcher, clip, vae, pictures, settings: TrainSettings) -> dict:
+def identity_of(session: Session, vae, pictures, settings: TrainSettings) -> dict:
     """All that a run's result hangs on; the number of steps does not count, so that a run can go further."""
     fixed = {name: value for name, value in asdict(settings).items() if name != "steps"}
     return {
-        "model": weights_hash(patcher.model.diffusion_model.state_dict()),
-        "text encoder": weights_hash(clip.patcher.model.state_dict()),
-        "layer": clip.layer_idx,
+        "model": weights_hash(session.streams.unet.state_dict()),
+        "text encoder": weights_hash(session.text.patcher.model.state_dict()),
+        "layer": session.text.layer_idx,
         "vae": weights_hash(vae.first_stage_model.state_dict()),
         "photos": pictures_hash(pictures),
         **fixed,

@@ -2,6 +2,8 @@
 
 import gc
 import logging
+import resource
+import signal
 import sys
 
 import comfy.model_management
@@ -317,6 +319,22 @@ def test_an_unwritable_folder_is_said_before_the_first_step(train, home):
     with pytest.raises(OSError, match="could not be written"):
         train()
     assert not list((home / "output").rglob("step-*"))
+
+
+@pytest.fixture
+def full_disk():
+    """full_disk(): from now on no file can grow beyond 50 kB, as on a disk that is nearly full."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_leaves_no_broken_file(train, home, full_disk):
+    full_disk()
+    with pytest.raises(OSError, match=r"could not be written.*the disk has room"):
+        train(checkpoint_every=1)
+    assert {file.name for file in home.rglob("*") if file.is_file()} == {"settings.json"}
 
 
 # The grid, and memory
