@@ -84,14 +84,14 @@ def headline(contents: Contents) -> str:
     if not contents.duels:
         return f"Scores of {contents.models[0]}"
     leader = best_model(contents.duels)
-    verdicts = {duel.verdict for duel in contents.duels if duel.model == leader}
-    if verdicts == {"wins"}:
-        return f"{leader} is better than {contents.baseline}"
-    if verdicts == {"loses"}:
-        return f"{leader} is worse than {contents.baseline}"
-    if verdicts == {"even"}:
+    verdicts = [duel.verdict for duel in contents.duels if duel.model == leader]
+    wins, losses = verdicts.count("wins"), verdicts.count("loses")
+    if wins and losses:
+        return f"{leader} against {contents.baseline}: the scorers disagree"
+    if not wins and not losses:
         return f"{leader} and {contents.baseline} cannot be told apart"
-    return f"{leader} against {contents.baseline}: not every scorer agrees"
+    share = "" if wins + losses == len(verdicts) else f" by {wins + losses} of {len(verdicts)} scorers"
+    return f"{leader} is {'better' if wins else 'worse'} than {contents.baseline}{share}"
 
 
 def best_model(duels: Sequence[Duel]) -> str:

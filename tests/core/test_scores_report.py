@@ -9,9 +9,11 @@ from PIL import Image
 
 from benchmarks import scores_tiny as tiny
 from scores.__main__ import main
-from scores.page import page
+from scores.comparison import Duel
+from scores.page import Contents, headline, page
 from scores.report import as_json, contents_of, write_report
 from scores.run import Run
+from scores.statistics import Interval
 
 PROMPT = 'a <script>alert("cat")</script> & co'
 
@@ -83,6 +85,23 @@ def test_every_model_is_held_against_the_named_baseline(tmp_path):
 def test_equal_models_are_not_told_apart(tmp_path):
     text = page_of(make_run(tmp_path, ["a", "b"], lead=0.0))
     assert "b and a cannot be told apart" in text and "exact (every prompt came out alike)" in text
+
+
+@pytest.mark.parametrize(
+    "verdicts, said",
+    [
+        ("wins wins", "b is better than a"),
+        ("loses even", "b is worse than a by 1 of 2 scorers"),
+        ("wins loses", "b against a: the scorers disagree"),
+        ("even even", "b and a cannot be told apart"),
+    ],
+)
+def test_the_headline_follows_the_intervals(verdicts, said):
+    """A verdict is where the interval lies: above ½, below it, or around it."""
+    ends = {"wins": (0.6, 0.8), "loses": (0.1, 0.3), "even": (0.4, 0.6)}
+    intervals = [Interval(*ends[verdict]) for verdict in verdicts.split()]
+    found = [Duel(f"s{i}", "b", "a", 9, 0.5, ends, "", 0.0, ends) for i, ends in enumerate(intervals)]
+    assert headline(Contents("t", "a", ["a", "b"], [], found, [], [], {}, {}, "")) == said
 
 
 def test_best_of_k_takes_the_first_k_pictures(tmp_path):
