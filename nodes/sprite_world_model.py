@@ -56,7 +56,7 @@ class SpriteLatents(comfy.latent_formats.SD15):
 class SpriteWorldConfig(comfy.supported_models.SD15):
     """SD1.x's block layout (attention at the same places) at a tenth of its width."""
 
-    unet_extra_config = {"num_heads": 2, "num_head_channels": -1}
+    unet_extra_config = {"num_heads": 2, "num_head_channels": -1}  # noqa: RUF012 (the host reads it off the class)
     latent_format = SpriteLatents
 
 
@@ -81,7 +81,7 @@ class SpriteUNet(comfy.model_base.UNetModel):
 class SpriteTextModel(comfy.sd1_clip.SDClipModel):
     """CLIP's text transformer at width 64, behind the tokenizer of SD1.x."""
 
-    def __init__(self, device="cpu", dtype=None, model_options={}):
+    def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006 (the host's signature)
         super().__init__(
             device=device,
             textmodel_json_config=TEXT_CONFIG,
@@ -92,7 +92,7 @@ class SpriteTextModel(comfy.sd1_clip.SDClipModel):
 
 
 class SpriteClipModel(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):
+    def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006
         super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=SpriteTextModel)
 
 
