@@ -3,7 +3,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 PYTHON := .venv/bin/python
 
-.PHONY: setup demo test test-core lint bench browser
+.PHONY: setup demo test test-core lint bench browser transformers4
 
 setup:
 	@python3 scripts/get_host.py
@@ -14,8 +14,12 @@ browser: setup
 demo: setup
 	$(PYTHON) -m scripts.demo
 
-test: lint browser
+transformers4: setup
+	@$(PYTHON) -m scripts.make_transformers4_venv
+
+test: lint browser transformers4
 	$(PYTHON) -m pytest -m "not gpu" tests/core
+	.venv-t4/bin/python -m pytest -m "not gpu" tests/core -k scores
 	$(PYTHON) -m pytest -m "not gpu" tests/graph
 	$(PYTHON) -m pytest -m "not gpu" tests/browser
 
