@@ -26,7 +26,7 @@ from .scenes import ART
 from .sprites import SIDES, draw
 from .vocabulary import SCENES, read_caption
 
-TEMPLATE_TASTES = (0.0, 0.35, 0.7, 1.0)
+TEMPLATE_TASTES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MATCH_SCALE = 45.0  # root mean square colour error (of 255) at which the similarity has fallen to exp(-1)
 
 
