@@ -19,7 +19,7 @@ transformers4: setup
 
 test: lint browser transformers4
 	$(PYTHON) -m pytest -m "not gpu" tests/core
-	.venv-t4/bin/python -m pytest -m "not gpu" tests/core -k scores
+	.venv-t4/bin/python -m pytest -m "not gpu" tests/core/test_scores_*.py
 	$(PYTHON) -m pytest -m "not gpu" tests/graph
 	$(PYTHON) -m pytest -m "not gpu" tests/browser
 
