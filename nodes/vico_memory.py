@@ -44,7 +44,7 @@ def kept_bytes(streams: HostStreams, side: int, caption: str) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # an output that its own operation kept whole would hold the graph, and the graph it, for ever
+        return tensor.detach()  # kept whole, an operation's own output would hold the graph that holds it, for ever
 
     shape = (1, streams.model.latent_format.latent_channels, side, side)
     latent = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(streams.engine.device)
