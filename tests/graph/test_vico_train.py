@@ -364,7 +364,7 @@ def live_bytes() -> int:
     gc.collect()
     storages = {}
     for found in gc.get_objects():
-        if isinstance(found, torch.Tensor) and found.device.type == "cpu" and not found.is_sparse:
+        if type(found) in (torch.Tensor, torch.nn.Parameter) and found.device.type == "cpu" and not found.is_sparse:
             storage = found.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
