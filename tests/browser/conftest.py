@@ -56,9 +56,7 @@ class Page:
         self.page.wait_for_function("window.app.graph.nodes.length > 0")
 
     def missing_nodes(self) -> list[str]:
-        return self.page.evaluate(
-            "window.app.graph.nodes.filter(n => n.has_errors || !n.constructor?.nodeData).map(n => n.type)"
-        )
+        return self.page.evaluate("window.app.graph.nodes.filter(n => !n.constructor?.nodeData).map(n => n.type)")
 
     def api_form(self) -> dict:
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
