@@ -1,5 +1,7 @@
 """Apply ViCo in the real sampler: exact where it must be the plain model, cached where it may be, and never in another's way."""
 
+import sys
+
 import comfy.samplers
 import pytest
 import torch
@@ -352,6 +354,9 @@ def test_the_bank_holds_what_was_estimated(bench, host):
     bench.sample(model, clip)
     tokens = {"output_blocks.4.1": 16, "output_blocks.6.1": 64, "output_blocks.8.1": 64, "output_blocks.10.1": 256}
     assert bench.reference.bank.nbytes == 2 * STEPS * sum(tokens[p] * width for p, width in PLACES.items()) * 4
+    (subject,) = [w[0].__self__ for w in model.wrappers["diffusion_model"].values()]
+    shown = sys.modules[host.node_classes["ViCoApply"].__module__].step_bytes(subject, bench.model)
+    assert bench.reference.bank.nbytes == 2 * STEPS * shown, "the estimate that the node shows"
 
 
 def test_the_bank_keeps_to_the_budget(bench):
