@@ -1,14 +1,11 @@
 """Does self-play do what the paper claims? In the Sprite World: python -m benchmarks.spin_evidence [--quick]
 
-From the world's base, whose taste is mixed, with few finely drawn pictures as real data: supervised fine-tuning,
-Diffusion-DPO
-(fine over crude drawings of the same scenes), and SPIN rounds 1 to 3, at equal numbers of gradient steps and of real
-pictures.
-Each method's rate (and beta) is the one that drew the finest on prompts of its own (--search), at no loss of following.
-Taste,
-prompt following and Fréchet distance are read by the world's own classifier; the win rate is the share of prompts on
-which a
-picture is drawn more finely than the base's with the same seed, with its bootstrap interval over prompts.
+From the world's base, whose taste is mixed, with few finely drawn pictures as real data: supervised
+fine-tuning, Diffusion-DPO (fine over crude drawings of the same scenes), and SPIN rounds 1 to 3, at
+equal numbers of gradient steps and of real pictures. Each method's rate (and beta) is the one that drew
+the finest on prompts of its own (--search), at no loss of following. Taste, prompt following and Fréchet
+distance are read by the world's own classifier; the win rate is the share of prompts on which a picture
+is drawn more finely than the base's with the same seed, with its bootstrap interval over prompts.
 """
 
 import argparse
@@ -187,8 +184,8 @@ def trained(
 
 
 def best_settings(arena: Arena, method: str, folder: Path, cfg: float) -> tuple[float, float]:
-    """The rate and beta of the finest drawing on the search's prompts that follows them no worse than 0.03 below the
-    base.
+    """The rate and beta of the finest drawing on the search's
+    prompts that follows them no worse than 0.03 below the base.
     """
     prompts = evaluation_prompts(arena.sizes.search_prompts, seed=11)
     floor = arena.judge(arena.base, prompts, 1)["followed"] - 0.03

@@ -1,9 +1,8 @@
-"""What a SPIN step costs, beside the plain Diffusion-DPO step and ComfyUI's own LoRA trainer: python -m
-benchmarks.spin_step
+"""What a SPIN step costs, beside the plain Diffusion-DPO step
+and ComfyUI's own LoRA trainer: python -m benchmarks.spin_step
 
-Same model, same batch, same run: every way takes a step in turn, and the table holds medians. Memory is each way's own
-peak,
-in a process of its own, over the process without a model. --json prints one JSON object as the last line.
+Same model, same batch, same run: every way takes a step in turn, and the table holds medians. Memory is each way's
+own peak, in a process of its own, over the process without a model. --json prints one JSON object as the last line.
 """
 
 import argparse

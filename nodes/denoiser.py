@@ -16,8 +16,8 @@ from train_core import NoiseSchedule, Prediction
 
 @contextmanager
 def residuals_kept(diffusion_model: torch.nn.Module):
-    """Inside, Flux can run backward: its blocks add to the residual stream in place, after a norm has saved it for its
-    gradient.
+    """Inside, Flux can run backward: its blocks add to the residual
+    stream in place, after a norm has saved it for its gradient.
 
     Each norm therefore reads a copy. Other families' blocks do not do this, and are left alone.
     """
@@ -74,8 +74,8 @@ def schedule_of(model_sampling) -> NoiseSchedule:
 
 
 class ModelDenoiser:
-    """A loaded MODEL as a train_core Denoiser: the host's own forward, up to where it turns the prediction into a
-    picture.
+    """A loaded MODEL as a train_core Denoiser: the host's own
+    forward, up to where it turns the prediction into a picture.
 
     context: the model's conditioning as `context_of` makes it. Assumes: the patcher is loaded, and stays so.
     """

@@ -1,5 +1,5 @@
-"""Between the game and the host: the player out of a MODEL, captions and pictures through CLIP and VAE, the host's
-sampler.
+"""Between the game and the host: the player out of a MODEL,
+captions and pictures through CLIP and VAE, the host's sampler.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ from .denoiser import (
     training_mode,
 )
 
-# Attention's projections: the layers that LoRAs of every family change. The U-Nets name them to_*, SD3 and Flux qkv and
-# proj.
+# Attention's projections: the layers that LoRAs of every family
+# change. The U-Nets name them to_*, SD3 and Flux qkv and proj.
 LORA_LAYERS = r"\.(to_q|to_k|to_v|to_out\.0|qkv|proj)$"
 INTERRUPTS = (comfy.model_management.InterruptProcessingException,)
 
@@ -275,8 +275,8 @@ def load_again(patchers: list) -> None:
 
 
 def make_run(corpus, settings, options: TrainOptions, device, on_progress: OnProgress, parent: str) -> Run:
-    """A run's folder is named after everything that it comes from: the same again is continued, anything else starts
-    anew.
+    """A run's folder is named after everything that it comes
+    from: the same again is continued, anything else starts anew.
     """
     free = ("preview_prompts", "preview_every", "run_name", "rounds", "checkpointing")
     fixed = {name: value for name, value in asdict(options).items() if name not in free}

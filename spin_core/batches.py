@@ -11,13 +11,11 @@ from train_core import Context, keyed_generator, map_context
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is trained on, ready for the model: one entry a picture. Latents and contexts come from wherever they are
-    kept.
+    """What is trained on, one entry a picture, ready for the model. Latents and contexts come from wherever they are kept.
 
     fingerprint: of captions and pictures together, so that a run is not continued on other data.
     real(i), rejected(i): latents [C, H, W] (rejected: DPO's loser; None where there are no preference pairs).
-    context(prompts, shape): what the model is conditioned on beside a latent of that shape (SDXL reads the size), batch
-    first.
+    context(prompts, shape): the model's condition beside a latent of that shape (SDXL reads the size), batch first.
     """
 
     prompts: Sequence[str]
@@ -33,9 +31,9 @@ class Corpus:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """B pairs.
+    """B pairs. other is the opponent's or the rejected picture.
 
-    Real, other, noise_real, noise_other: [B, C, H, W]; t: int [B]; other is the opponent's or the rejected picture.
+    real, other, noise_real, noise_other: [B, C, H, W]; t: int [B].
     """
 
     real: Tensor
@@ -49,8 +47,8 @@ class PairBatch:
 class BucketOrder:
     """An endless shuffled order of full batches in which all samples have one shape.
 
-    A bucket's last batch is filled up from the bucket's start. `batch_size` counts over all processes; each takes its
-    part.
+    A bucket's last batch is filled up from the bucket's start.
+    `batch_size` counts over all processes; each takes its part.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], batch_size: int, seed: int):

@@ -114,11 +114,9 @@ class Listed:
 def read(path: Path, report: Report) -> Iterator[Sample]:
     """Samples of a folder or a file, told by what is there.
 
-    A folder with metadata.jsonl or metadata.csv (Hugging Face imagefolder), with .parquet files (Pick-a-Pic), or with
-    pictures
-    and .txt captions (kohya's "N_name" subfolders repeat theirs N times); a .txt, .tsv or .json list of prompts; one
-    .parquet
-    or metadata file. Raises: ValueError where there is nothing of this.
+    A folder with metadata.jsonl or metadata.csv (Hugging Face imagefolder), with .parquet files (Pick-a-Pic),
+    or with pictures and .txt captions (kohya's "N_name" subfolders repeat theirs N times); a .txt, .tsv or
+    .json list of prompts; one .parquet or metadata file. Raises: ValueError where there is nothing of this.
     """
     if not path.exists():
         raise ValueError(f'there is no "{path}"')

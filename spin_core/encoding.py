@@ -1,5 +1,5 @@
-"""From samples to a corpus: pictures to latents and captions to contexts, each once, kept on disk under the model's
-hash.
+"""From samples to a corpus: pictures to latents and captions
+to contexts, each once, kept on disk under the model's hash.
 """
 
 from collections.abc import Callable

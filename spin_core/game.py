@@ -40,9 +40,8 @@ from .store import TensorStore
 class RoundSettings:
     """How a round trains. Values that the paper changes from round to round are given one a round; the last one stays.
 
-    beta: see objectives. batch_size counts over all processes; accumulation is the engine's. caption_dropout acts on
-    both
-    sides of a pair or on none.
+    beta: see objectives. batch_size counts over all processes; accumulation
+    is the engine's. caption_dropout acts on both sides of a pair or on none.
     """
 
     steps: Sequence[int] = (500,)
@@ -203,8 +202,8 @@ def picture_seed(seed: int, number: int, sample: int) -> int:
 
 
 def learn(player: Player, run: Run, number: int, make_step, other, opponent_hash: str) -> Training:
-    """One round's training, from its newest checkpoint where there is one; the result is written when all steps are
-    done.
+    """One round's training, from its newest checkpoint where
+    there is one; the result is written when all steps are done.
     """
     settings = run.settings
     checkpoints = CheckpointFolder(

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .store import TensorStore, store_key
 
-# sample(prompts, seeds, shape) → latents [B, C, H, W]. One seed alone decides a picture's noise, whatever batch it is
-# in.
+# sample(prompts, seeds, shape) → latents [B, C, H, W]. One seed
+# alone decides a picture's noise, whatever batch it is in.
 Sample = Callable[[list[str], list[int], tuple[int, ...]], Tensor]
 
 
@@ -59,11 +59,11 @@ class Pictures:
         process_index: int = 0,
         num_processes: int = 1,
     ) -> None:
-        """Makes what is missing. Batches are the same whatever is there already, so that a resumed run gets the same
-        bits.
+        """Makes what is missing. Batches are the same whatever is
+        there already, so that a resumed run gets the same bits.
 
-        on_progress(done, total) is called before the first and after every batch, and may raise to stop: what is made
-        stays.
+        on_progress(done, total) is called before the first and after
+        every batch, and may raise to stop: what is made stays.
         """
         batches = list(batches_of_one_shape(orders, batch_size))[process_index::num_processes]
         done, total = 0, sum(map(len, batches))

@@ -1,9 +1,8 @@
-"""The losses of the game, as pure functions: SPIN by the step and by the trajectory, Diffusion-DPO, supervised
-fine-tuning.
+"""The losses of the game, as pure functions: SPIN by the step
+and by the trajectory, Diffusion-DPO, supervised fine-tuning.
 
-beta follows Salesforce's DiffusionDPO: errors are means over C, H, W and κ = 1/2. (diffusers' script has no κ, so its
-beta is half
-of this one; SimpleTuner sums over pixels, so its beta is smaller by C·H·W.)
+beta follows Salesforce's DiffusionDPO: errors are means over C, H, W and κ = 1/2. (diffusers' script has
+no κ, so its beta is half of this one; SimpleTuner sums over pixels, so its beta is smaller by C·H·W.)
 """
 
 from typing import NamedTuple
@@ -72,16 +71,14 @@ def pair_loss(
     safeguard: float | None = None,
     sft_weight: float = 0.0,
 ) -> PairLoss:
-    """SPIN's step loss (SPIN-Diffusion eq. 4.9): mean over the batch of softplus(−z), for predictions [B, …] of any
-    type.
+    """SPIN's step loss (SPIN-Diffusion eq. 4.9): mean over the
+    batch of softplus(−z), for predictions [B, …] of any type.
 
-    With (preferred, rejected) pictures for (real, generated) and a reference that never moves it is Diffusion-DPO, to
-    the bit.
-    Swap nothing else: at θ = θk the loss is ln 2 whatever the data.
+    With (preferred, rejected) pictures for (real, generated) and a reference that never moves it
+    is Diffusion-DPO, to the bit. Swap nothing else: at θ = θk the loss is ln 2 whatever the data.
 
-    beta: a number, or one per sample [B]. margin_clamp: |z| beyond it no longer pulls. safeguard: SDPO's μ, see
-    safeguard_scale.
-    sft_weight: adds sft_weight·e(θ; real), which holds the player to the data.
+    beta: a number, or one per sample [B]. margin_clamp: |z| beyond it no longer pulls. safeguard: SDPO's
+    μ, see safeguard_scale. sft_weight: adds sft_weight·e(θ; real), which holds the player to the data.
     """
     errors = Errors(
         squared_error(policy_real, target_real),
@@ -109,12 +106,11 @@ def summary(per_sample: Tensor, logits: Tensor, errors: Errors) -> PairLoss:
 
 
 def safeguard_scale(residual_real: Tensor, residual_generated: Tensor, mu: float) -> Tensor:
-    """Diffusion-SDPO's λ: the part of the loser's gradient that leaves the winner's loss falling. Returns [B] in [0,
-    1].
+    """Diffusion-SDPO's λ: the part of the loser's gradient that
+    leaves the winner's loss falling. Returns [B] in [0, 1].
 
-    λ = (1 − μ)·|g_w|² / (g_l·g_w), with the gradients taken at the output, where each is its residual p − y times a
-    common
-    factor; 1 where the two do not point the same way, since the loser's step then helps the winner.
+    λ = (1 − μ)·|g_w|² / (g_l·g_w), with the gradients taken at the output, where each is its residual p − y times
+    a common factor; 1 where the two do not point the same way, since the loser's step then helps the winner.
     """
     g_w, g_l = (at_least_float32(r).detach().flatten(1) for r in (residual_real, residual_generated))
     along = (g_l * g_w).sum(dim=1)
@@ -140,8 +136,8 @@ def trajectory_margins(
     previous_real: Tensor,
     previous_generated: Tensor,
 ) -> Tensor:
-    """D_t of every step of stored trajectories: means mu(x_t) against the x_{t−1} that was drawn. All [T, B, …] → [T,
-    B].
+    """D_t of every step of stored trajectories: means mu(x_t)
+    against the x_{t−1} that was drawn. All [T, B, …] → [T, B].
 
     Sums over pixels, as a log-likelihood ratio has it.
     """

@@ -48,11 +48,11 @@ class AdapterOff:
 
 
 class LoRAPlayer:
-    """Learns an adapter a round. The base is frozen; earlier rounds' adapters stay applied and frozen under the new
-    one.
+    """Learns an adapter a round. The base is frozen; earlier
+    rounds' adapters stay applied and frozen under the new one.
 
-    model: the module that `denoiser` runs, whose layers are adapted. base_hash: of the weights that `denoiser` runs
-    with.
+    model: the module that `denoiser` runs, whose layers are
+    adapted. base_hash: of the weights that `denoiser` runs with.
     """
 
     def __init__(

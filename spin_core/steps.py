@@ -1,5 +1,5 @@
-"""One training step of each method, as the loop calls it: from a batch of pairs to the backward pass and what is
-logged.
+"""One training step of each method, as the loop calls it:
+from a batch of pairs to the backward pass and what is logged.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ class PairOptions:
 class PairStep:
     """SPIN's step (real against the opponent's picture) and Diffusion-DPO's (preferred against rejected).
 
-    low_memory: the same gradient with the activations of one side at a time; costs one forward of the generated side
-    more.
+    low_memory: the same gradient with the activations of one
+    side at a time; costs one forward of the generated side more.
     """
 
     policy: Denoiser

@@ -1,8 +1,7 @@
 """Checkpoints that are either whole or not there: one safetensors file each, written under another name and renamed.
 
-A checkpoint holds the trained weights, the optimiser's state, the random states and the history: tensors as tensors,
-everything
-else as JSON in the file's metadata. There is no pickle in it.
+A checkpoint holds the trained weights, the optimiser's state, the random states and the history:
+tensors as tensors, everything else as JSON in the file's metadata. There is no pickle in it.
 """
 
 import json
@@ -46,8 +45,8 @@ def unpack(value, tensors: dict[str, Tensor]):
 
 
 def write_atomically(path: Path, write) -> None:
-    """Calls write(temporary path), then renames: a reader sees the old file or the new one, also after kill -9 or on a
-    full disk.
+    """Calls write(temporary path), then renames: a reader sees the
+    old file or the new one, also after kill -9 or on a full disk.
 
     Raises: OSError with a sentence where the file cannot be written.
     """
@@ -78,8 +77,7 @@ class CheckpointFolder:
     """The checkpoints of one run.
 
     keep: how many of the newest to hold on to (None: all). identity: what makes two runs the same run (seed, rates,
-    parent's
-    hash …), JSON values; a checkpoint of another identity is refused instead of being continued by mistake.
+    parent's hash …), JSON values; a checkpoint of another identity is refused instead of being continued by mistake.
     """
 
     path: Path

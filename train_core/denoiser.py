@@ -9,8 +9,8 @@ from torch import Tensor
 from .engine import Engine
 from .schedule import NoiseSchedule, Prediction
 
-# What a model is conditioned on: the text tokens [B, N, d], or named tensors, each with the batch first (SDXL: context
-# and y).
+# What a model is conditioned on: the text tokens [B, N, d], or
+# named tensors, each with the batch first (SDXL: context and y).
 Context = Tensor | dict[str, Tensor]
 
 

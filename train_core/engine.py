@@ -1,7 +1,7 @@
 """What the loop asks of the machine, under the names of accelerate.Accelerator.
 
-In the graph and in tests a LocalEngine of plain torch; under `accelerate launch` the Accelerator itself goes in its
-place.
+In the graph and in tests a LocalEngine of plain torch; under
+`accelerate launch` the Accelerator itself goes in its place.
 """
 
 from collections.abc import Iterable
@@ -109,8 +109,8 @@ class LocalEngine:
 
 
 class ScaledOptimizer:
-    """An optimiser that steps through torch's GradScaler: a step whose gradients overflowed is left out and the scale
-    halved.
+    """An optimiser that steps through torch's GradScaler: a step
+    whose gradients overflowed is left out and the scale halved.
     """
 
     def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler):

@@ -1,8 +1,7 @@
 """The training loop: reads from top to bottom, knows nothing of what is trained.
 
-Assumes: a batch is a pure function of its index, and what is drawn for it too (see randomness.keyed_generator). On one
-CPU
-process a resumed run then equals an uninterrupted one bit for bit.
+Assumes: a batch is a pure function of its index, and what is drawn for it too (see
+randomness.keyed_generator). On one CPU process a resumed run then equals an uninterrupted one bit for bit.
 """
 
 import math
@@ -81,8 +80,8 @@ class TrainingDiverged(ArithmeticError):
 
 
 def lr_factor(step: int, settings: LoopSettings) -> float:
-    """What the learning rates are multiplied by in step 0, 1, …: linear warm-up, then constant, linear or cosine to
-    zero.
+    """What the learning rates are multiplied by in step 0, 1,
+    …: linear warm-up, then constant, linear or cosine to zero.
 
     The warm-up's first step is 1/warmup_steps, not 0: a step that changes nothing would be wasted.
     """
@@ -110,10 +109,8 @@ def train(
     """Trains the parameters of `trained` that require a gradient.
 
     batch_at(i) is micro-batch i of this process (accumulation included: step·accumulation + place). optimizer: prepared
-    by the
-    engine; each group's "lr" is its peak. on_step runs after every step and may raise to stop. Whatever ends the run,
-    the last
-    whole step is saved; exceptions of the types in `return_on` end it without being raised again.
+    by the engine; each group's "lr" is its peak. on_step runs after every step and may raise to stop. Whatever ends the
+    run, the last whole step is saved; exceptions of the types in `return_on` end it without being raised again.
 
     Raises: TrainingDiverged where loss or gradient is not finite, before the weights are touched.
     """

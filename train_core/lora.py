@@ -1,8 +1,7 @@
 """LoRA (Hu et al. 2021) on any module's Linear and Conv2d layers, attached by name, without touching the layer.
 
-An adapter adds its output in a forward hook: the model's own weights are never written, several adapters stack on one
-layer
-(earlier rounds stay applied and frozen), and the reference model is the newest adapter switched off.
+An adapter adds its output in a forward hook: the model's own weights are never written, several adapters stack on
+one layer (earlier rounds stay applied and frozen), and the reference model is the newest adapter switched off.
 """
 
 import math
@@ -101,8 +100,8 @@ class LoRA(nn.Module):
             self.enabled = before
 
     def lora_state_dict(self, prefix: str = "diffusion_model.") -> dict[str, Tensor]:
-        """Weights in the naming that ComfyUI's LoRA loader reads: <prefix><layer>.lora_up.weight, .lora_down.weight,
-        .alpha.
+        """Weights in the naming that ComfyUI's LoRA loader reads:
+        <prefix><layer>.lora_up.weight, .lora_down.weight, .alpha.
         """
         state = {}
         for name, layer in self.layers().items():
@@ -144,8 +143,8 @@ def lora_delta(up: Tensor, down: Tensor, scale: float) -> Tensor:
 
 
 def stack_lora(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One adapter equal to the sum of several, by laying their ranks side by side; exact, where a sum of products would
-    need SVD.
+    """One adapter equal to the sum of several, by laying their ranks
+    side by side; exact, where a sum of products would need SVD.
     """
     stacked = {}
     for stem in dict.fromkeys(

@@ -11,17 +11,16 @@ from torch import Tensor
 def keyed_generator(*key: int | str) -> torch.Generator:
     """A CPU generator seeded by its key, for instance (seed, "noise", index of the pair).
 
-    What is drawn for a sample then depends neither on the batch that it sits in, nor on the rank, nor on what was drawn
-    before:
-    two ranks draw what one would, and a resumed run draws what an uninterrupted one would.
+    What is drawn for a sample then depends neither on the batch that it sits in, nor on the rank, nor on what
+    was drawn before: two ranks draw what one would, and a resumed run draws what an uninterrupted one would.
     """
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class DataOrder:
-    """The endless shuffled stream as batches: a batch is a pure function of its index, so that a resumed run needs no
-    other state.
+    """The endless shuffled stream as batches: a batch is a pure
+    function of its index, so that a resumed run needs no other state.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, process_index: int = 0, num_processes: int = 1):

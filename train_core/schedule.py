@@ -1,5 +1,5 @@
-"""The noise schedule: how much picture and how much noise x_t holds at every timestep, and what a model is asked to
-predict.
+"""The noise schedule: how much picture and how much noise x_t
+holds at every timestep, and what a model is asked to predict.
 
 One class serves every family, because each is x_t = alpha_t·x0 + sigma_t·eps:
 variance preserving (SD1.x, SD2.x, SDXL) alpha = √ᾱ, sigma = √(1 − ᾱ); flow (SD3, Flux) alpha = 1 − sigma.
@@ -16,10 +16,7 @@ Prediction = Literal["epsilon", "v", "flow"]
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """x_t = alpha_t·x0 + sigma_t·eps for t in 0..T−1.
-
-    alpha, sigma: [T], float64, so that no precision is lost in the table.
-    """
+    """x_t = alpha_t·x0 + sigma_t·eps for t in 0..T−1. alpha, sigma: [T], float64: no precision is lost in the table."""
 
     alpha: Tensor
     sigma: Tensor
@@ -78,8 +75,8 @@ def flow_sigmas(steps: int = 1000, shift: float = 1.0) -> Tensor:
 
 
 def leading_timesteps(count: int, steps: int = 1000, offset: int = 1) -> tuple[Tensor, Tensor]:
-    """The `count` timesteps that SD's own samplers visit, descending, and the one that each leads to (negative: the
-    end).
+    """The `count` timesteps that SD's own samplers visit,
+    descending, and the one that each leads to (negative: the end).
     """
     ratio = steps // count
     timesteps = torch.arange(count - 1, -1, -1) * ratio + offset
@@ -87,10 +84,7 @@ def leading_timesteps(count: int, steps: int = 1000, offset: int = 1) -> tuple[T
 
 
 def ddim_sigma(alphas_cumprod: Tensor, t: Tensor, prev_t: Tensor, eta: float) -> Tensor:
-    """Standard deviation of a DDIM step (DDIM eq.
-
-    16). prev_t < 0 stands for ᾱ of timestep 0, as in SD's configuration.
-    """
+    """Standard deviation of a DDIM step (DDIM eq. 16). prev_t < 0 stands for ᾱ of timestep 0, as in SD's configuration."""
     now, before = alphas_cumprod[t], alphas_cumprod[prev_t.clamp(min=0)]
     return eta * ((1 - before) / (1 - now)).sqrt() * (1 - now / before).sqrt()
 
