@@ -1,266 +1,317 @@
-"""Does self-play do what the paper claims? In the Sprite World: python -m benchmarks.spin_evidence [--quick]
+"""Does self-play do what the paper claims? python -m benchmarks.spin_evidence [--quick] [--methods M …] [--ablations] [--json]
 
-From the world's base, whose taste is mixed, with few finely drawn pictures as real data: supervised
-fine-tuning, Diffusion-DPO (fine over crude drawings of the same scenes), and SPIN rounds 1 to 3, at
-equal numbers of gradient steps and of real pictures. Each method's rate (and beta) is the one that drew
-the finest on prompts of its own (--search), at no loss of following. Taste, prompt following and Fréchet
-distance are read by the world's own classifier; the win rate is the share of prompts on which a picture
-is drawn more finely than the base's with the same seed, with its bootstrap interval over prompts.
+In the Sprite World, from its base, whose taste is mixed, with few finely drawn pictures as real data: supervised
+fine-tuning, Diffusion-DPO (fine over crude drawings of the same scenes) and SPIN in three rounds, at equal numbers of
+gradient steps and of real pictures. Each method has the rate (and beta) that drew the finest on prompts of its own,
+where it followed them no worse than 3 points below the base. Taste, following and Fréchet distance are read by the
+world's classifier; a win is a picture drawn more finely than the other model's of the same prompt and seed, its
+interval a bootstrap over prompts.
+
+Every result is kept in --output as soon as it is there, and found again: a run can be cut, and several processes can
+take a method each (--methods). The tables, curves and pictures are made when all methods are there.
 """
 
 import argparse
-import copy
-import itertools
 import json
-import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy
-import torch
-from torch import Tensor
 
+from benchmarks.spin_arena import Arena, Method
 from scores import win_rate, win_rate_interval
-from scripts.sprite_world_card import BASE, World
-from spin_core.batches import Corpus
-from spin_core.game import Opponent, Progress, RoundSettings, Run, play, train_baseline
-from spin_core.players import FullPlayer
-from spin_core.store import store_key
-from sprite_world.measure import accuracies, features, frechet_distance, measure, to_art
-from sprite_world.pictures import chosen_pictures, evaluation_prompts, render, show
-from train_core import LocalEngine, NoiseSchedule, scaled_linear_alphas_cumprod
+from scripts.sprite_world_card import BASE
+from scripts.train_sprite_world import ROOT
+from sprite_world.pictures import evaluation_prompts, show
+from train_core import StepReport, write_atomically
 
-ROUNDS = 3
-FINE, CRUDE = (0.8, 1.0), (0.0, 0.2)
+METHODS = ("sft", "dpo", "spin")
+FOLLOWING_LOSS = 0.03
+COLUMNS = ("taste", "followed", "class_word", "frechet")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is drawn and trained. quick shows that it runs and which way it points; the table needs the whole."""
+    """How much is drawn and trained. quick shows that it runs; the tables need the whole."""
 
-    real: int
-    steps: int
-    batch: int
-    prompts: int
-    search_prompts: int
-    seeds: int
-    sampling_steps: int
-    rates: tuple[float, ...]
-    betas: tuple[float, ...]
-
-
-WHOLE = Sizes(128, 200, 16, 200, 60, 3, 25, (3e-6, 1e-5, 3e-5, 1e-4), (500.0, 2000.0, 5000.0))
-QUICK = Sizes(32, 20, 8, 40, 16, 1, 10, (1e-5, 3e-5), (2000.0,))
+    real: int = 64
+    batch: int = 16
+    steps: int = 50
+    rounds: int = 3
+    prompts: int = 100
+    search_prompts: int = 40
+    seeds: int = 2
+    sampling_steps: int = 15
+    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    betas: tuple[float, ...] = (500.0, 2000.0)
 
 
-class UNet:
-    """The world's network as a Denoiser."""
-
-    prediction = "epsilon"
-
-    def __init__(self, module: torch.nn.Module):
-        self.module = module
-        self.schedule = NoiseSchedule.from_alphas_cumprod(scaled_linear_alphas_cumprod())
-
-    def predict(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self.module(x_t, t.float(), context=context)
+QUICK = Sizes(16, 4, 4, 2, 12, 8, 1, 6, (1e-4,), (2000.0,))
 
 
-class Arena:
-    """The world, its base weights, the data, and the measures."""
-
-    def __init__(self, weights: Path, sizes: Sizes):
-        self.world, self.sizes = World(weights), sizes
-        self.network = self.world.model.model.diffusion_model
-        self.base = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        self.texts: dict[str, Tensor] = {}
-        self.fine_features = features(drawn(1, FINE, 500)[0])
-
-    def text(self, prompts: list[str], shape=None) -> Tensor:
-        for prompt in set(prompts) - self.texts.keys():
-            with torch.no_grad():
-                self.texts[prompt] = self.world.encode([prompt]).clone()
-        return torch.cat([self.texts[prompt] for prompt in prompts])
-
-    def latents(self, art: numpy.ndarray) -> Tensor:
-        images = torch.from_numpy(show(art)).float() / 255
-        with torch.no_grad():
-            encoded = torch.cat([self.world.vae.encode(image[None]) for image in images])
-        return self.world.model.model.process_latent_in(encoded).clone()
-
-    def corpus(self, seed: int) -> Corpus:
-        """Fine pictures as the real ones, and the same scenes drawn crudely for DPO."""
-        art, captions = drawn(100 + seed, FINE, self.sizes.real)
-        crude, same = drawn(100 + seed, CRUDE, self.sizes.real)
-        if captions != same:
-            raise RuntimeError("the crude pictures show other scenes than the fine ones")
-        real, rejected = self.latents(art), self.latents(crude)
-        shapes = [tuple(latent.shape) for latent in real]
-        fingerprint = store_key(seed=seed, real=self.sizes.real)
-        return Corpus(captions, shapes, lambda i: real[i], self.text, lambda i: rejected[i], fingerprint)
-
-    def sample(self, weights: dict[str, Tensor], prompts, noise: Tensor, steps: int, cfg: float) -> Tensor:
-        """Latents as the host's sampler draws them with these weights."""
-        import comfy.sample
-
-        self.network.load_state_dict(weights)
-        positive, negative = [[self.text(list(prompts)), {}]], [[self.text([""]), {}]]
-        with torch.no_grad():
-            drawn_latents = comfy.sample.sample(
-                self.world.model,
-                noise,
-                steps,
-                cfg,
-                "euler",
-                "normal",
-                positive,
-                negative,
-                torch.zeros_like(noise),
-                seed=0,
-                disable_pbar=True,
-            )
-        return drawn_latents
-
-    def opponent(self, player: FullPlayer, cfg: float) -> Opponent:
-        def sample(prompts, seeds, shape):
-            noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-            weights = player.frozen.state_dict()
-            latents = self.sample(weights, prompts, noise, self.sizes.sampling_steps, cfg)
-            return self.world.model.model.process_latent_in(latents)
-
-        return Opponent(sample, {"steps": self.sizes.sampling_steps, "cfg": cfg}, 16)
-
-    def judge(self, weights: dict[str, Tensor], prompts: list[str], seeds: int) -> dict:
-        """Taste [P, S], following and Fréchet distance of pictures for the prompts, `seeds` each."""
-        tastes, found, looks = [], [], []
-        for seed in range(seeds):
-            generator = torch.Generator().manual_seed(1000 + seed)
-            noise = torch.randn(len(prompts), 4, 16, 16, generator=generator)
-            parts = range(0, len(prompts), 16)
-            steps, cfg = self.sizes.sampling_steps, 5.0
-            latents = [self.sample(weights, prompts[i : i + 16], noise[i : i + 16], steps, cfg) for i in parts]
-            with torch.no_grad():
-                art = to_art(self.world.vae.decode(torch.cat(latents)))
-            measured = measure(art, prompts)
-            tastes.append([one.shown["taste"] for one in measured])
-            found += measured
-            looks.append(features(art))
-        followed = accuracies(found)
-        return {
-            "taste": numpy.array(tastes).T,
-            "followed": sum(followed.values()) / len(followed),
-            "frechet": frechet_distance(numpy.concatenate(looks), self.fine_features),
-        }
-
-
-def drawn(seed: int, tastes: tuple[float, float], number: int) -> tuple[numpy.ndarray, list[str]]:
-    """Art [N, 32, 32, 3] and captions."""
-    chosen = list(itertools.islice(chosen_pictures(seed, tastes=tastes), number))
-    return numpy.stack([render(picture)[0] for picture in chosen]), [picture.caption() for picture in chosen]
-
-
-def trained(
-    arena: Arena, method: str, rate: float, beta: float, seed: int, folder: Path, cfg: float, rounds: int
-) -> list[dict]:
-    """Weights after each round's worth of steps: SPIN's rounds, or the baseline at the same numbers of steps."""
-    model, frozen = (copy.deepcopy(arena.network) for _ in range(2))
-    model.load_state_dict(arena.base)
-    player = FullPlayer(UNet(model), UNet(frozen), model, frozen)
-    steps = arena.sizes.steps * (1 if method == "spin" else rounds)
-    settings = RoundSettings((steps,), (beta,), (rate,), arena.sizes.batch, checkpoint_every=10**6, seed=seed)
-    kept: list[dict] = []
-
-    def keep(progress: Progress) -> None:
-        if progress.report and progress.report.step % arena.sizes.steps == 0:
-            kept.append({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
-
-    shutil.rmtree(folder, ignore_errors=True)
-    run = Run(arena.corpus(seed), settings, LocalEngine(), folder, keep)
-    if method == "spin":
-        play(player, arena.opponent(player, cfg), run, rounds)
-    else:
-        train_baseline(player, run, method)
-    return kept
-
-
-def best_settings(arena: Arena, method: str, folder: Path, cfg: float) -> tuple[float, float]:
-    """The rate and beta of the finest drawing on the search's
-    prompts that follows them no worse than 0.03 below the base.
-    """
-    prompts = evaluation_prompts(arena.sizes.search_prompts, seed=11)
-    floor = arena.judge(arena.base, prompts, 1)["followed"] - 0.03
-    tried = {}
-    for rate, beta in itertools.product(arena.sizes.rates, arena.sizes.betas if method != "sft" else (1.0,)):
-        weights = trained(arena, method, rate, beta, 0, folder, cfg, 1)[0]
-        found = arena.judge(weights, prompts, 1)
-        tried[rate, beta] = (found["followed"] >= floor, found["taste"].mean())
-        print(
-            f"search {method}: rate {rate:g}, beta {beta:g}: taste {found['taste'].mean():.3f}, followed {found['followed']:.3f}"
-        )
-    return max(tried, key=tried.get)
-
-
-def row(name: str, found: dict, base: dict) -> dict:
-    interval = win_rate_interval(found["taste"], base["taste"])
+def ablations(chosen: Method) -> dict[str, Method]:
+    """What users ask about, each beside the chosen setting, for one round."""
+    one = replace(chosen, rounds=1)
     return {
-        "name": name,
-        "taste": float(found["taste"].mean()),
-        "followed": float(found["followed"]),
-        "frechet": float(found["frechet"]),
-        "win": float(win_rate(found["taste"], base["taste"])),
-        "low": float(interval.low),
-        "high": float(interval.high),
+        "as chosen": one,
+        "beta × 1/4": replace(one, beta=one.beta / 4),
+        "beta × 4": replace(one, beta=one.beta * 4),
+        "half the steps": replace(one, steps=one.steps // 2),
+        "twice the steps": replace(one, steps=one.steps * 2),
+        "opponent at CFG 1": replace(one, cfg=1.0),
+        "opponent at CFG 5": replace(one, cfg=5.0),
+        "noise not shared": replace(one, share_noise=False),
+        "LoRA of rank 16, 10 × the rate": replace(one, lora_rank=16, rate=one.rate * 10),
     }
 
 
-def table(rows: list[dict]) -> str:
-    lines = ["| | taste | followed | Fréchet | wins over the base | 95% |", "| --- | --- | --- | --- | --- | --- |"]
-    for r in rows:
-        cells = f"{r['taste']:.3f} | {r['followed']:.3f} | {r['frechet']:.2f} | {r['win']:.2f} | {r['low']:.2f} to {r['high']:.2f}"
-        lines.append(f"| {r['name']} | {cells} |")
+class Study:
+    """Results by name, each in its file; the arena is only entered for what is missing."""
+
+    def __init__(self, weights: Path, sizes: Sizes, folder: Path):
+        self.sizes, self.folder = sizes, folder
+        self.arena = Arena(weights, sizes.real, sizes.batch, sizes.sampling_steps)
+        self.prompts = evaluation_prompts(sizes.prompts, seed=7)
+        self.search_prompts = evaluation_prompts(sizes.search_prompts, seed=11)
+        self._claim_folder()
+
+    def _claim_folder(self) -> None:
+        made_from = json.dumps({"base": self.arena.base_hash, **asdict(self.sizes)})
+        path = self.folder / "plan.json"
+        if path.exists() and path.read_text() != made_from:
+            raise SystemExit(
+                f"{self.folder} holds another plan's or base's results: name another --output, or delete it."
+            )
+        write_atomically(path, lambda partial: partial.write_text(made_from))
+
+    def result(self, name: str, make) -> dict:
+        """The named result: from its file, or made and kept."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            made = make()
+            write_atomically(path, lambda partial: partial.write_text(json.dumps(made)))
+            print(name, told(made[-1] if isinstance(made, list) else made), flush=True)
+        return json.loads(path.read_text())
+
+    def base(self, seed: int) -> dict:
+        return self.result(f"base-{seed}", lambda: self.arena.judge(self.arena.base, self.prompts, seed))
+
+    def trained(self, name: str, method: Method, seed: int) -> list[dict]:
+        """What is judged after each round, with the round's last report of the training."""
+
+        def make() -> list[dict]:
+            weights, history = self.arena.train(method, seed, self.folder / "runs" / f"{name}-{seed}")
+            last = [report_of(history, round_number * method.steps) for round_number in range(1, len(weights) + 1)]
+            judged = [self.arena.judge(of_round, self.prompts, seed) for of_round in weights]
+            return [found | {"training": report} for found, report in zip(judged, last, strict=True)]
+
+        return self.result(f"{name}-{seed}", make)
+
+    def searched(self, method: Method) -> dict:
+        def make() -> dict:
+            weights, _ = self.arena.train(method, 99, self.folder / "runs" / f"search-{method.kind}")
+            return self.arena.judge(weights[0], self.search_prompts, 99)
+
+        return self.result(f"search-{method.kind}-{method.rate:g}-{method.beta:g}", make)
+
+    def chosen(self, kind: str) -> Method:
+        """The finest drawing on the search's prompts among those that still follow them."""
+        sizes = self.sizes
+        base = self.result("search-base", lambda: self.arena.judge(self.arena.base, self.search_prompts, 99))
+        betas = sizes.betas if kind != "sft" else sizes.betas[:1]
+        tried = [Method(kind, rate, beta, sizes.steps, 1) for rate in sizes.rates for beta in betas]
+        found = {method: self.searched(method) for method in tried}
+        follows = [m for m in tried if found[m]["followed"] >= base["followed"] - FOLLOWING_LOSS]
+        best = max(follows or tried, key=lambda m: numpy.mean(found[m]["taste"]))
+        return replace(best, rounds=sizes.rounds)
+
+    def methods(self, kinds: tuple[str, ...]) -> dict[str, Method]:
+        """Searches and trains these; returns what was chosen."""
+        chosen = {kind: self.chosen(kind) for kind in kinds}
+        for seed in range(self.sizes.seeds):
+            self.base(seed)
+            for kind, method in chosen.items():
+                self.trained(kind, method, seed)
+        return chosen
+
+    def over_seeds(self, results: list[dict]) -> dict:
+        """One model under several training seeds: tastes [P, S] side by side, the rest as means."""
+        means = {name: float(numpy.mean([found[name] for found in results])) for name in COLUMNS}
+        return means | {"tastes": numpy.array([found["taste"] for found in results]).T}
+
+    def models(self, chosen: dict[str, Method]) -> dict[str, dict]:
+        """Every row of the table: {"base": …, "SFT, 50 steps": …, "SPIN round 1": …}."""
+        seeds = range(self.sizes.seeds)
+        rows = {"base": self.over_seeds([self.base(seed) for seed in seeds])}
+        for kind, method in chosen.items():
+            runs = [self.trained(kind, method, seed) for seed in seeds]
+            for number in range(self.sizes.rounds):
+                rows[row_name(kind, number, method)] = self.over_seeds([run[number] for run in runs])
+        return rows
+
+
+def row_name(kind: str, number: int, method: Method) -> str:
+    steps = (number + 1) * method.steps
+    return f"SPIN round {number + 1} ({steps} steps)" if kind == "spin" else f"{kind.upper()} ({steps} steps)"
+
+
+def report_of(history: list[StepReport], step: int) -> dict:
+    """The mean metrics of the ten steps up to this one, counted over all rounds."""
+    last = history[max(0, step - 10) : step]
+    return {name: float(numpy.mean([report.metrics[name] for report in last])) for name in last[0].metrics}
+
+
+def told(found: dict) -> str:
+    return f"taste {numpy.mean(found['taste']):.3f}, followed {found['followed']:.3f}, Fréchet {found['frechet']:.1f}"
+
+
+def compared(a: dict, b: dict) -> dict:
+    """a's wins over b with their interval."""
+    low, high = win_rate_interval(a["tastes"], b["tastes"])
+    return {"win": win_rate(a["tastes"], b["tastes"]), "low": low, "high": high}
+
+
+def as_cells(found: dict) -> str:
+    return f"{found['win']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def as_markdown(models: dict[str, dict]) -> str:
+    lines = [
+        "| model | taste | prompt | class word | Fréchet | wins over the base |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, found in models.items():
+        wins = "" if name == "base" else as_cells(compared(found, models["base"]))
+        followed, word = f"{found['followed']:.3f}", f"{found['class_word']:.3f}"
+        lines.append(f"| {name} | {found['taste']:.3f} | {followed} | {word} | {found['frechet']:.1f} | {wins} |")
     return "\n".join(lines)
 
 
-def merged(runs: list[dict]) -> dict:
-    """The same method under several training seeds: their pictures side by side."""
+def duels(models: dict[str, dict]) -> dict[str, dict]:
+    """SPIN against each baseline at equal steps, round by round."""
+    names = {kind: [name for name in models if name.startswith(kind)] for kind in ("SPIN", "SFT", "DPO")}
     return {
-        "taste": numpy.concatenate([run["taste"] for run in runs], axis=1),
-        "followed": numpy.mean([run["followed"] for run in runs]),
-        "frechet": numpy.mean([run["frechet"] for run in runs]),
+        f"{spin} over {other}": compared(models[spin], models[other])
+        for kind in ("SFT", "DPO")
+        for spin, other in zip(names["SPIN"], names[kind], strict=True)
     }
+
+
+def verdict(found: dict[str, dict]) -> dict[str, bool]:
+    """The paper's claims: above SFT from round 1, above DPO from round 2, intervals apart from one half."""
+    rounds = {
+        kind: [duel["low"] > 0.5 for name, duel in found.items() if f"over {kind}" in name] for kind in ("SFT", "DPO")
+    }
+    return {"SPIN above SFT from round 1": all(rounds["SFT"]), "SPIN above DPO from round 2": all(rounds["DPO"][1:])}
+
+
+def draw_curves(models: dict[str, dict], sizes: Sizes, path: Path) -> None:
+    """Taste and wins over the base by the number of steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (taste, wins) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    steps = [sizes.steps * number for number in range(sizes.rounds + 1)]
+    for kind in ("SFT", "DPO", "SPIN"):
+        rows = [found for name, found in models.items() if name.startswith(kind)]
+        taste.plot(steps, [found["taste"] for found in (models["base"], *rows)], marker="o", label=kind)
+        against = [compared(found, models["base"]) for found in rows]
+        spread = [[a["win"] - a["low"] for a in against], [a["high"] - a["win"] for a in against]]
+        wins.errorbar(steps[1:], [a["win"] for a in against], yerr=spread, marker="o", capsize=3, label=kind)
+    wins.axhline(0.5, color="grey", linewidth=0.8)
+    taste.set(xlabel="gradient steps", ylabel="taste")
+    wins.set(xlabel="gradient steps", ylabel="wins over the base")
+    taste.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_pictures(rows: dict[str, dict], path: Path) -> None:
+    """The same prompts and noise, a row a model."""
+    from PIL import Image, ImageDraw
+
+    label = 150
+    strips = [
+        numpy.concatenate(list(show(numpy.array(found["shown"], dtype=numpy.uint8))), 1) for found in rows.values()
+    ]
+    height, width = strips[0].shape[:2]
+    grid = Image.new("RGB", (label + width, height * len(strips)), "white")
+    for number, (name, strip) in enumerate(zip(rows, strips, strict=True)):
+        ImageDraw.Draw(grid).text((4, number * height + height // 2), name, fill="black")
+        grid.paste(Image.fromarray(strip), (label, number * height))
+    grid.save(path, optimize=True)
+
+
+def write_documents(study: Study, chosen: dict[str, Method], docs: Path) -> dict:
+    """Table, curves and pictures into docs; returns all numbers."""
+    models = study.models(chosen)
+    against = duels(models)
+    table = "\n".join([as_markdown(models), "", "| duel | wins |", "| --- | --- |"])
+    table += "".join(f"\n| {name} | {as_cells(duel)} |" for name, duel in against.items())
+    sizes = study.sizes
+    said = ", ".join(
+        f"{kind.upper()} rate {method.rate:g}" + ("" if kind == "sft" else f" and beta {method.beta:g}")
+        for kind, method in chosen.items()
+    )
+    text = (
+        f"{table}\n\n{sizes.real} real pictures, {sizes.batch} pairs a step, {sizes.prompts} prompts, {sizes.seeds} training seeds; "
+        f"pictures by Euler, {sizes.sampling_steps} steps. Chosen on other prompts: {said}.\n"
+    )
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "spin_evidence.md").write_text(text, encoding="utf-8")
+    draw_curves(models, sizes, docs / "spin_evidence.png")
+    shown = {"base": study.base(0)} | {
+        row_name(kind, sizes.rounds - 1, method): study.trained(kind, method, 0)[-1] for kind, method in chosen.items()
+    }
+    draw_pictures(shown, docs / "spin_evidence_pictures.png")
+    print(text)
+    plain = {name: {k: v for k, v in found.items() if k != "tastes"} for name, found in models.items()}
+    return {"models": plain, "duels": against, "claims": verdict(against)}
+
+
+def write_ablations(study: Study, chosen: Method, docs: Path) -> None:
+    """A row a variant of SPIN's first round, one seed."""
+    base = study.over_seeds([study.base(0)])
+    rows = {"base": base}
+    for name, method in ablations(chosen).items():
+        file = "ablation-" + "".join(c if c.isalnum() else "_" for c in name)
+        rows[name] = study.over_seeds(study.trained(file, method, 0))
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "spin_ablations.md").write_text(as_markdown(rows) + "\n", encoding="utf-8")
+    print(as_markdown(rows))
 
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small: does it run, and which way does it point")
+    parser.add_argument("--quick", action="store_true", help="small: does it all run?")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="only these; no table")
+    parser.add_argument("--ablations", action="store_true", help="SPIN's variants instead, one round each")
     parser.add_argument("--weights", type=Path, default=BASE)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/spin_evidence"), help="for the runs; emptied")
-    parser.add_argument("--cfg", type=float, default=3.0, help="guidance of the opponent")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "output" / "spin_evidence", help="folder of the raw results"
+    )
+    parser.add_argument("--docs", type=Path, help="folder for tables, curves and pictures (default: --output)")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_options()
-    arena = Arena(options.weights, QUICK if options.quick else WHOLE)
-    sizes = arena.sizes
-    prompts = evaluation_prompts(sizes.prompts, seed=7)
-    base = arena.judge(arena.base, prompts, sizes.seeds)
-    rows, chosen = [row("base", base, base)], {}
-    wide = merged([base] * sizes.seeds)
-    for method in ("sft", "dpo", "spin"):
-        rate, beta = chosen[method] = best_settings(arena, method, options.folder, options.cfg)
-        runs = [
-            trained(arena, method, rate, beta, seed, options.folder, options.cfg, ROUNDS) for seed in range(sizes.seeds)
-        ]
-        for number in range(ROUNDS):
-            found = merged([arena.judge(run[number], prompts, sizes.seeds) for run in runs])
-            rows.append(row(f"{method.upper()}, {(number + 1) * sizes.steps} steps", found, wide))
-            print(rows[-1], flush=True)
-    print(table(rows))
-    print("chosen on other prompts:", {method: {"rate": r, "beta": b} for method, (r, b) in chosen.items()})
+    folder = options.output / ("quick" if options.quick else "full")
+    study = Study(options.weights, QUICK if options.quick else Sizes(), folder)
+    if options.ablations:
+        write_ablations(study, study.chosen("spin"), options.docs or folder)
+        return
+    chosen = study.methods(tuple(options.methods))
+    if set(chosen) != set(METHODS):
+        return
+    found = write_documents(study, chosen, options.docs or folder)
+    for claim, holds in found["claims"].items():
+        print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
     if options.json:
-        print(json.dumps({"rows": rows, "chosen": chosen, "sizes": vars(sizes)}))
+        print(json.dumps(found | {"chosen": {kind: asdict(method) for kind, method in chosen.items()}}))
 
 
 if __name__ == "__main__":

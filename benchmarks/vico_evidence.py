@@ -4,7 +4,8 @@ In the Sprite World, whose truth is known: identities that its model never saw, 
 object in other scenes. The same prompts and seeds by every condition; identity similarity and the share of the prompt's words
 that the picture shows, as `sprite_world.measure` reads them. Means over identities with bootstrap intervals over identities.
 
-Every identity's raw numbers are kept in --output as soon as they are there, and found again, so that a long run can be cut.
+Every identity's raw numbers are kept in --output as soon as they are there, and found again, so that a long run can be cut,
+and that several processes can share it (--part).
 The paper's learning rates are for SD1.4: --choose-rates tries the world's own, on identities that the evaluation does not use.
 """
 
@@ -267,7 +268,8 @@ def run_identity(world: World, identity: int, folder: Path) -> dict:
     return found
 
 
-def evaluate(host: Host, plan: Plan, folder: Path, first: int = 0) -> list[dict]:
+def evaluate(host: Host, plan: Plan, folder: Path, first: int = 0, part: tuple[int, int] = (0, 1)) -> list[dict]:
+    """The results of the plan's identities, or of a part of them: every `part[1]`-th from `part[0]` on."""
     made_from = json.dumps(asdict(plan), sort_keys=True)
     folder.mkdir(parents=True, exist_ok=True)
     told = folder / "plan.json"
@@ -275,7 +277,8 @@ def evaluate(host: Host, plan: Plan, folder: Path, first: int = 0) -> list[dict]
         raise SystemExit(f"{folder} holds another plan's numbers: name another --output, or delete it.")
     told.write_text(made_from)
     world = World(host, plan)
-    return [run_identity(world, identity, folder) for identity in held_out_identities(first, plan.identities)]
+    identities = held_out_identities(first, plan.identities)[part[0] :: part[1]]
+    return [run_identity(world, identity, folder) for identity in identities]
 
 
 def choose_rates(host: Host, plan: Plan, folder: Path) -> None:
@@ -295,6 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two identities, two prompts, 60 steps: does it all run?")
     parser.add_argument("--choose-rates", action="store_true", help="tries learning rates on other identities instead")
+    parser.add_argument("--part", help="1/2 or 2/2: only every second identity, for two processes at once; no table")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "output" / "vico_evidence", help="folder of the raw numbers"
     )
@@ -311,6 +315,10 @@ def main() -> None:
         choose_rates(host, plan, options.output / "rates")
         return
     folder = options.output / ("quick" if options.quick else "full")
+    if options.part:
+        number, parts = map(int, options.part.split("/"))
+        evaluate(host, plan, folder, part=(number - 1, parts))
+        return
     results = evaluate(host, plan, folder)
     rows, docs = table(results, plan), options.docs or folder
     docs.mkdir(parents=True, exist_ok=True)
