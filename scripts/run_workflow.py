@@ -13,12 +13,23 @@ from .get_host import ROOT
 from .host import Host
 from .workflow import set_input, to_api
 
+THUMBNAIL = 512  # pixels
+
 
 def saved_files(outputs: dict, folder: Path) -> list[Path]:
     """The files that a run's nodes reported, of those that they keep."""
     items = [item for ui in outputs.values() for part in ui.values() if isinstance(part, list) for item in part]
     kept = [item for item in items if isinstance(item, dict) and item.get("type") == "output"]
     return [folder / item["subfolder"] / item["filename"] for item in kept]
+
+
+def write_thumbnail(picture: Path, path: Path) -> None:
+    """The picture as ComfyUI's template browser shows it beside a workflow's name: a small JPEG."""
+    from PIL import Image
+
+    image = Image.open(picture).convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(path, quality=88)
 
 
 def main() -> None:
@@ -29,6 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder of the pictures")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--thumbnail", action="store_true", help="its last picture becomes the JPEG beside the JSON")
     options = parser.parse_args()
 
     prompt = to_api(json.loads(options.workflow.read_text(encoding="utf-8")))
@@ -39,8 +51,11 @@ def main() -> None:
 
     options.output.mkdir(parents=True, exist_ok=True)
     folder_paths.set_output_directory(str(options.output.resolve()))
-    for path in saved_files(host.run(prompt), options.output):
+    files = saved_files(host.run(prompt), options.output)
+    for path in files:
         print(path)
+    if options.thumbnail:
+        write_thumbnail(files[-1], options.workflow.with_suffix(".jpg"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import spin_tiny
+from scripts import models
 from train_core import weights_hash
 
 CHANNELS = {"sd1": 4, "sd2": 4, "sdxl": 4, "sd3": 16, "flux": 16}
@@ -27,7 +27,7 @@ def denoised(prediction, x_t, alpha, sigma, kind):
 @pytest.mark.parametrize("family", CHANNELS)
 def test_predicts_as_the_host_and_can_be_trained(denoiser, family):
     with torch.inference_mode():
-        model = spin_tiny.tiny_model(family)
+        model = models.of_family(family)
         before = weights_hash(model.model.state_dict())
         with denoiser.training_mode():
             copy = denoiser.training_copy(model)
@@ -35,8 +35,8 @@ def test_predicts_as_the_host_and_can_be_trained(denoiser, family):
             shape = (CHANNELS[family], 8, 8)
             text = [
                 [
-                    torch.randn(1, 77, 32, generator=generator),
-                    {"pooled_output": torch.randn(1, 32, generator=generator)},
+                    torch.randn(1, 77, 40, generator=generator),
+                    {"pooled_output": torch.randn(1, 40, generator=generator)},
                 ]
             ]
             context = denoiser.batch_contexts([denoiser.context_of(copy.model, text, shape)] * 2)
@@ -56,6 +56,6 @@ def test_predicts_as_the_host_and_can_be_trained(denoiser, family):
 
 
 def test_prompts_of_several_chunks_are_batched_as_the_host_does(denoiser):
-    short, long = torch.randn(1, 77, 32), torch.randn(1, 154, 32)
+    short, long = torch.randn(1, 77, 40), torch.randn(1, 154, 40)
     both = denoiser.batch_contexts([{"c_crossattn": short}, {"c_crossattn": long}])["c_crossattn"]
-    assert both.shape == (2, 154, 32) and torch.equal(both[0], torch.cat([short, short], dim=1)[0])
+    assert both.shape == (2, 154, 40) and torch.equal(both[0], torch.cat([short, short], dim=1)[0])

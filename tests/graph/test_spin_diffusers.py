@@ -8,7 +8,7 @@ import folder_paths
 import pytest
 import torch
 
-from benchmarks import spin_tiny
+from scripts import models
 
 SD15 = {
     "sample_size": 64,
@@ -42,15 +42,15 @@ def close_to_1e_5(found, expected):
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_a_saved_diffusers_folder_predicts_as_the_model(call, family):
     with torch.inference_mode():
-        model = spin_tiny.tiny_model(family)
+        model = models.of_family(family)
     path = call("SPINSave", filename_prefix="folder", format="diffusers folder", model=model)[0]
     unet = diffusers.UNet2DConditionModel.from_pretrained(path, subfolder="unet").eval()
     generator = torch.Generator().manual_seed(0)
-    x, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 32, generator=generator)
+    x, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 40, generator=generator)
     t = torch.tensor([3, 700])
     ours, theirs = {"context": text}, {}
     if family == "sdxl":
-        pooled, sizes = torch.randn(2, 32, generator=generator), torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
+        pooled, sizes = torch.randn(2, 40, generator=generator), torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
         embedded = model.model.embedder(sizes.flatten()).view(2, -1)
         ours["y"] = torch.cat([pooled, embedded], dim=1)
         theirs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes}
@@ -102,5 +102,5 @@ def test_another_architecture_cannot_be_mixed(call, hub_folder):
             "SPINLoadCheckpoint",
             checkpoint="spin: SPIN-Diffusion-iter1/unet/diffusion_pytorch_model.bin",
             strength=0.5,
-            model=spin_tiny.tiny_model(),
+            model=models.of_family(),
         )

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks import spin_tiny
+from scripts import models
 from spin_core.data import Dataset
 from train_core import weights_hash
 
@@ -72,13 +72,13 @@ def places(host, tmp_path):
 @pytest.fixture(scope="module")
 def clip(host):
     with torch.inference_mode():
-        return spin_tiny.tiny_clip()
+        return models.clip()
 
 
 @pytest.fixture(scope="module")
 def vaes(host):
     with torch.inference_mode():
-        return {channels: spin_tiny.tiny_vae(channels) for channels in (4, 16)}
+        return {channels: models.vae(channels) for channels in (4, 16)}
 
 
 def pictures(count=4):
@@ -104,14 +104,14 @@ def play(call, clip, vaes, dataset):
 
 def tiny(family="sd1", **options):
     with torch.inference_mode():  # as the host's loaders do
-        return spin_tiny.tiny_model(family, **options)
+        return models.of_family(family, **options)
 
 
 def answer(model, seed=0):
     """What the model draws: two steps from fixed noise."""
     channels = model.model.latent_format.latent_channels
     noise = comfy.sample.prepare_noise(torch.zeros(1, channels, 8, 8), seed)
-    cond = [[torch.zeros(1, 77, 32), {"pooled_output": torch.zeros(1, 32)}]]
+    cond = [[torch.zeros(1, 77, 40), {"pooled_output": torch.zeros(1, 40)}]]
     with torch.inference_mode():
         return comfy.sample.sample(
             model, noise, 2, 1.0, "euler", "normal", cond, cond, torch.zeros_like(noise), disable_pbar=True, seed=seed

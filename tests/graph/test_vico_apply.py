@@ -521,9 +521,9 @@ def test_a_compiled_model_gives_the_same_picture(bench):
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_other_bases_have_places_by_the_same_rule(call, make_vae, family):
     """SD2.x (v-prediction) and SDXL (its size and pooled conditioning go into the reference pass too)."""
-    from benchmarks import spin_tiny
+    from scripts import models
 
-    bench = Bench(call, spin_tiny.tiny_model(family), spin_tiny.tiny_clip(), make_vae())
+    bench = Bench(call, models.of_family(family), models.clip(), make_vae())
     bench.concept = make_concept(width=32, places={"output_blocks.1.1": 64, "output_blocks.3.1": 32})
     model, clip = bench.apply()
     first = bench.sample(model, clip)
