@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from train_core import LoRA, save_tensors, stack_lora, weights_hash
+from train_core import LoRA, save_tensors, shard, stack_lora, weights_hash
 
 from .curves import verdict
 from .data import Dataset, Report
@@ -16,6 +16,7 @@ from .encoding import encode_dataset
 from .game import Opponent, Progress, Run, generate, play, train_baseline
 from .pipelines import (
     LORA_LAYERS,
+    SHARDED_BLOCKS,
     PipelineText,
     UNetDenoiser,
     kohya_names,
@@ -49,6 +50,7 @@ def make_engine(settings: TrainSettings | GenerateSettings):
 
     training = isinstance(settings, TrainSettings)
     return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or Accelerate overlooks the other processes of a CPU run
         mixed_precision=settings.precision if training else "no",
         gradient_accumulation_steps=settings.accumulation if training else 1,
         log_with=settings.tracker if training else None,
@@ -89,7 +91,7 @@ def run_train(settings: TrainSettings) -> None:
         engine.init_trackers("spin", json.loads(settings.model_dump_json()))
     if settings.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-    player, drawer = make_player(pipeline, settings)
+    player, drawer = make_player(pipeline, settings, engine)
     log = Log(settings, engine)
     run = Run(corpus, settings.rounds_settings(), engine, settings.output, log)
     with player.attached():
@@ -104,14 +106,21 @@ def run_train(settings: TrainSettings) -> None:
     engine.end_training()
 
 
-def make_player(pipeline, settings: TrainSettings):
-    """The player, and the U-Net that draws for the opponent."""
+def make_player(pipeline, settings: TrainSettings, engine):
+    """The player, and the U-Net that draws for the opponent (whole on every process, so that each draws by itself)."""
     unet, scheduler = pipeline.unet, pipeline.scheduler
+    if settings.shard and (settings.train == "lora" or engine.num_processes == 1):
+        raise ValueError(
+            "--shard is for full training on several processes: leave it out, or run accelerate launch --num_processes 2 "
+            "-m spin_core train --train full"
+        )
     if settings.train == "lora":
         base_hash = weights_hash(unet.state_dict())
         denoiser = UNetDenoiser(unet, scheduler)
         return LoRAPlayer(denoiser, unet, base_hash, LORA_LAYERS, settings.rank, settings.rank, settings.seed), unet
     frozen = copy.deepcopy(unet)
+    if settings.shard:
+        shard(unet, SHARDED_BLOCKS, engine.device.type, engine.num_processes)
     return FullPlayer(UNetDenoiser(unet, scheduler), UNetDenoiser(frozen, scheduler), unet, frozen), frozen
 
 

@@ -227,8 +227,10 @@ def learn(player: Player, run: Run, number: int, make_step, other, opponent_hash
         )
         if player.opponent_hash() != opponent_hash:
             raise RuntimeError(f"the opponent's weights changed in round {number}: what was learnt is not to be used")
-        if training.stopped_by is None and run.engine.is_main_process:
-            write_result(player, training, run, number, opponent_hash)
+        if training.stopped_by is None:
+            learnt = player.result()
+            if run.engine.is_main_process:
+                write_result(learnt, player, training, run, number, opponent_hash)
     run.engine.wait_for_everyone()
     return training
 
@@ -280,13 +282,15 @@ def identity(player: Player, run: Run, number: int, opponent_hash: str) -> dict:
     }
 
 
-def write_result(player: Player, training: Training, run: Run, number: int, opponent_hash: str) -> None:
+def write_result(
+    learnt: dict[str, Tensor], player: Player, training: Training, run: Run, number: int, opponent_hash: str
+) -> None:
     """What the round learnt, with its identity and its history."""
     metadata = {
         "identity": json.dumps(identity(player, run, number, opponent_hash)),
         "history": json.dumps([asdict(report) for report in training.history]),
     }
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in player.result().items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in learnt.items()}
     save_tensors(run.round_folder(number) / "result.safetensors", contiguous, metadata)
 
 

@@ -17,6 +17,7 @@ from .encoding import Encoder
 from .store import TensorStore, store_key
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+SHARDED_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 LORA_LAYERS = r"\.(to_q|to_k|to_v|to_out\.0)$"
 
 

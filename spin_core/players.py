@@ -7,7 +7,17 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from train_core import Denoiser, LoRA, NoiseSchedule, Prediction, find_layers, stack_lora, weights_hash
+from train_core import (
+    Denoiser,
+    LoRA,
+    NoiseSchedule,
+    Prediction,
+    find_layers,
+    load_weights,
+    stack_lora,
+    weights_hash,
+    whole,
+)
 
 
 class Player(Protocol):
@@ -110,7 +120,7 @@ class LoRAPlayer:
 
 
 class FullPlayer:
-    """Learns all weights. Two modules of one architecture: `model` is the player, `frozen` the opponent.
+    """Learns all weights. Two modules of one architecture: `model` is the player (sharded or not), `frozen` the opponent.
 
     Outside a round both hold the same weights.
     """
@@ -136,14 +146,14 @@ class FullPlayer:
 
     @torch.no_grad()
     def _agree(self) -> None:
-        self.frozen.load_state_dict(self.trained.state_dict())
+        self.frozen.load_state_dict(whole(self.trained.state_dict()))
 
     def opponent_hash(self) -> str:
         return weights_hash(self.frozen.state_dict())
 
     def result(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.trained.state_dict().items()}
+        return {name: whole(tensor.detach()).clone() for name, tensor in self.trained.state_dict().items()}
 
     def take(self, result: dict[str, Tensor]) -> None:
-        self.trained.load_state_dict(result)
+        load_weights(self.trained, result)
         self._agree()

@@ -64,6 +64,10 @@ class TrainSettings(ModelSettings):
     rounds: int = Field(1, ge=1, description="Rounds of self-play.")
     train: Literal["full", "lora"] = Field("full", description="All weights of the U-Net, or a LoRA on its attention.")
     rank: int = Field(16, ge=1, description="Rank of the LoRA.")
+    shard: bool = Field(
+        False,
+        description="Full training with the player's weights, gradients and moments shared out over the processes (FSDP2).",
+    )
     steps: list[int] = Field([500], description="Optimiser steps, one value or one a round: the last one stays.")
     beta: list[float] = Field(
         [2000.0, 5000.0], description="Pull towards the opponent, one a round (means over pixels, kappa 1/2)."

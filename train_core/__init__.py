@@ -8,6 +8,7 @@ from .lora import ATTENTION_LAYERS, LoRA, find_layers, lora_delta, stack_lora
 from .memory import gradient_checkpointing
 from .randomness import DataOrder, keyed_generator, random_states, restore_random_states, weights_hash
 from .schedule import NoiseSchedule, Prediction, flow_sigmas, scaled_linear_alphas_cumprod
+from .sharding import load_weights, shard, whole
 
 __all__ = [
     "ATTENTION_LAYERS",
@@ -31,6 +32,7 @@ __all__ = [
     "flow_sigmas",
     "gradient_checkpointing",
     "keyed_generator",
+    "load_weights",
     "lora_delta",
     "lr_factor",
     "map_context",
@@ -39,8 +41,10 @@ __all__ = [
     "restore_random_states",
     "save_tensors",
     "scaled_linear_alphas_cumprod",
+    "shard",
     "stack_lora",
     "train",
     "weights_hash",
+    "whole",
     "write_atomically",
 ]

@@ -120,6 +120,10 @@ class ScaledOptimizer:
     def param_groups(self) -> list[dict]:
         return self.optimizer.param_groups
 
+    @property
+    def state(self) -> dict:
+        return self.optimizer.state
+
     def step(self) -> None:
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .checkpoint import CheckpointFolder
 from .engine import Engine
 from .randomness import random_states, restore_random_states
+from .sharding import is_sharded, laid_out_as, lay_out_optimizer_state, whole
 
 SKIPPED_STEPS_ALLOWED = (
     20  # float16's loss scale starts at 2^16 and halves at every overflow: 20 in a row are no start-up any more
@@ -195,6 +196,9 @@ class Run:
         if self.engine.num_processes == 1:
             return
         grads = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        grads = [grad for grad in grads if not is_sharded(grad)]  # those of sharded weights are means already
+        if not grads:
+            return
         flat = torch.cat([grad.flatten() for grad in grads])
         shared = self.engine.reduce(flat, reduction="mean").split([grad.numel() for grad in grads])
         for grad, mean in zip(grads, shared, strict=True):
@@ -202,7 +206,8 @@ class Run:
 
     def _clip(self) -> float:
         limit = self.settings.max_grad_norm
-        return float(self.engine.clip_grad_norm_(self.weights.values(), math.inf if limit is None else limit))
+        norm = self.engine.clip_grad_norm_(self.weights.values(), math.inf if limit is None else limit)
+        return float(whole(norm))
 
     def _guard(self, number: int, metrics: dict[str, float], grad_norm: float) -> None:
         """Stops before a step that would spoil the weights.
@@ -228,7 +233,7 @@ class Run:
 
     def _name_bad_gradient(self) -> str:
         graded = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
-        bad = [name for name, grad in graded.items() if not torch.isfinite(grad).all()]
+        bad = [name for name, grad in graded.items() if not whole(torch.isfinite(grad).all())]
         return (
             f'the gradient of "{bad[0]}" is not finite ({len(bad)} of {len(graded)} gradients)'
             if bad
@@ -242,6 +247,7 @@ class Run:
             return
         self._load_weights(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_optimizer_state(self.optimizer)
         self.training.step = self.saved_step = state["step"]
         self.training.history = [StepReport(**report) for report in state["history"]]
         self.states = state["random"]
@@ -255,7 +261,7 @@ class Run:
             )
         with torch.no_grad():
             for name, weight in self.weights.items():
-                weight.copy_(saved[name])
+                weight.copy_(laid_out_as(saved[name], weight))
 
     def save(self) -> None:
         """Writes the checkpoint of the last whole step, once."""
@@ -265,16 +271,11 @@ class Run:
             raise TrainingDiverged(
                 f"training stopped at step {self.training.step}: weights are no numbers any more; {self._last_saved()}"
             )
+        weights, optimizer = whole(self.weights), whole(self.optimizer.state_dict())
         if self.engine.is_main_process:
-            self.checkpoints.save(
-                self.training.step,
-                {
-                    "weights": self.weights,
-                    "optimizer": self.optimizer.state_dict(),
-                    "history": [asdict(report) for report in self.training.history],
-                    "random": self.states,
-                },
-            )
+            history = [asdict(report) for report in self.training.history]
+            state = {"weights": weights, "optimizer": optimizer, "history": history, "random": self.states}
+            self.checkpoints.save(self.training.step, state)
         self.engine.wait_for_everyone()
         self.saved_step = self.training.step
 
@@ -288,7 +289,7 @@ class Run:
             self.save()
 
     def _weights_are_finite(self) -> bool:
-        return all(bool(torch.isfinite(weight).all()) for weight in self.weights.values())
+        return all([bool(whole(torch.isfinite(weight).all())) for weight in self.weights.values()])
 
     def _last_saved(self) -> str:
         return (

@@ -1,6 +1,11 @@
 """The command line on a pipeline of diffusers' own classes, a few thousand weights large."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -13,6 +18,7 @@ from spin_core.cli import main
 from spin_core.settings import TrainSettings, parse
 
 WIDTH = 32
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,7 @@ def model(tmp_path_factory):
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=2,
+        norm_num_groups=8,  # not one channel a group, whose biases have rounding for a gradient
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
@@ -75,13 +82,17 @@ def data(tmp_path):
 
 @pytest.fixture
 def train(model, data, tmp_path):
-    def run(*flags, command="train", output="run"):
+    def arguments(*flags, command="train", output="run"):
         small = ["--resolution", "64", "--sampling-steps", "2", "--cfg", "2", "--generation-batch", "2"]
         fixed = ["--model", model, "--data", str(data), "--output", str(tmp_path / output)]
         if command == "train":
             small += ["--steps", "2", "--batch-size", "2", "--lr", "1e-3", "--beta", "50"]
-        return main([command, *fixed, *small, *flags])
+        return [command, *fixed, *small, *flags]
 
+    def run(*flags, **options):
+        return main(arguments(*flags, **options))
+
+    run.arguments = arguments
     return run
 
 
@@ -150,3 +161,35 @@ def test_an_unknown_line_of_the_file_is_refused(tmp_path):
     (tmp_path / "a.toml").write_text("betas = [10.0]\n")
     with pytest.raises(Exception, match="betas"):
         parse("train", ["--config", str(tmp_path / "a.toml"), "--model", "m", "--data", "d", "--output", "o"])
+
+
+def test_two_sharded_processes_go_on_where_one_stopped_and_come_to_the_same(train, model, tmp_path, monkeypatch):
+    """FSDP2, another number of processes in the middle of a round: the result is one process's."""
+
+    def stop_after_a_step(log, progress):
+        if progress.report is not None:
+            raise KeyboardInterrupt
+
+    full = ["--train", "full", "--lr", "1e-4"]
+    assert train(*full, output="one") == 0
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("spin_core.cli.Log.__call__", stop_after_a_step)
+        train(*full, output="two")
+    launch(train.arguments(*full, "--shard", output="two"))
+    one, two = (load_file(tmp_path / folder / "round-1" / "result.safetensors") for folder in ("one", "two"))
+    base = diffusers.UNet2DConditionModel.from_pretrained(model, subfolder="unet").state_dict()
+    assert max((one[name] - base[name]).abs().max() for name in one) > 1e-4
+    for name, tensor in two.items():
+        torch.testing.assert_close(tensor, one[name], rtol=0, atol=1e-5)
+
+
+def launch(arguments):
+    """On CPUs torch's own launcher: accelerate's knows several processes on GPUs alone (or by MPI)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    command = [*launcher, "-m", "spin_core", *arguments]
+    env = dict(os.environ, OMP_NUM_THREADS="1")
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
