@@ -66,6 +66,17 @@ def exported(state: dict, codec: SpriteAutoencoder) -> dict[str, Tensor]:
     return halves | {"token_ids": torch.tensor(state["token_ids"], dtype=torch.int32)}
 
 
+def draw_progress(work: Path, codec: SpriteAutoencoder, state: dict) -> None:
+    """A row of the same prompts and noise for each snapshot of the training, the last one below."""
+    averages = [load_file(path) for path in sorted(work.glob("step-*.safetensors"))] + [state["average"]]
+    rows, path = [], work / "progress.safetensors"
+    for average in averages:
+        save_file(exported(state | {"average": average}, codec), path)
+        rows.append(as_bytes(World(path).draw(evaluation_prompts()[:COLUMNS], seed=0)))
+    path.unlink()
+    tiled(np.concatenate(rows), COLUMNS).save(DOCS / "progress.png", optimize=True)
+
+
 def export(work: Path, path: Path) -> None:
     codec = SpriteAutoencoder()
     codec.load_state_dict(load_file(work / "autoencoder.safetensors"))
@@ -75,6 +86,7 @@ def export(work: Path, path: Path) -> None:
     write_atomically(path, lambda p: save_file(exported(state, codec.eval()), p, metadata))
     DOCS.mkdir(parents=True, exist_ok=True)
     write_atomically(DOCS / "log.jsonl", lambda p: shutil.copyfile(work / "log.jsonl", p))
+    draw_progress(work, codec, state)
 
 
 class World:
@@ -175,10 +187,15 @@ def speed_figures(path: Path) -> tuple[dict, World]:
     }, world
 
 
-def logged(part: str) -> list[dict]:
-    """The training's log entries of one part, each step once: where a resumed run went over steps again, its own count."""
+def read_log(part: str) -> list[dict]:
+    """The training's log entries of one part."""
     entries = [json.loads(line) for line in (DOCS / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return list({entry["step"]: entry for entry in entries if entry["part"] == part}.values())
+    return [entry for entry in entries if entry["part"] == part]
+
+
+def losses() -> list[dict]:
+    """Each step once: where a resumed run went over steps again, its own count."""
+    return list({entry["step"]: entry for entry in read_log("unet")}.values())
 
 
 def draw_loss_curve(entries: list[dict], path: Path) -> None:
@@ -189,8 +206,6 @@ def draw_loss_curve(entries: list[dict], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     axes.plot([e["step"] for e in entries], [e["loss"] for e in entries], linewidth=1)
-    for note in logged("note"):
-        axes.axvline(note["step"], color="grey", linewidth=0.8, linestyle="--")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     figure.savefig(path, dpi=110)
 
@@ -208,16 +223,16 @@ The samples: {columns} a row, prompts that no training picture has, {steps} step
 
 | | |
 |---|---|
-| command | `python -m scripts.train_sprite_world --minutes {minutes:.0f}` on two shared cores, then `python -m scripts.sprite_world_card --export` |
+| commands | {commands}, on two cores; then `python -m scripts.sprite_world_card --export` |
 | data | {pictures} pictures drawn from seed {seed}, {captions} captions each; a tenth of the identities, a tenth of the (class, colour, scene) triples and one scene of each class held out |
 | U-Net and text encoder | {step} steps of {batch} pictures ({samples} samples), {minutes:.0f} minutes; Muon, AdamW; min-SNR weights; averaged weights shipped |
 | last loss | {loss:.4f} |
 
-{notes}
-
 ![loss curve](../docs/sprite_world/loss.png)
 
 ![samples along the training](../docs/sprite_world/progress.png)
+
+The same prompts and noise after {snapshots} steps.
 
 ## Figures
 
@@ -243,7 +258,7 @@ def write_card(weights: Path, number: int) -> None:
     shown, images = shown_figures(world, evaluation_prompts()[:number])
     figures = shown | codec_figures(world) | speed
     tiled(as_bytes(images[:40]), COLUMNS).save(DOCS / "samples.png", optimize=True)
-    entries = logged("unet")
+    entries = losses()
     draw_loss_curve(entries, DOCS / "loss.png")
     with safe_open(weights, "pt") as file:
         trained = file.metadata()
@@ -260,7 +275,8 @@ def write_card(weights: Path, number: int) -> None:
         batch=BATCH,
         samples=step * BATCH,
         loss=entries[-1]["loss"],
-        notes="\n".join(f"- Step {note['step']}: {note['text']}" for note in logged("note")),
+        commands=", ".join(f"`{entry['text']}`" for entry in read_log("command")),
+        snapshots=", ".join(str(entry["step"]) for entry in read_log("snapshot")) + f" and {step}",
         number=number,
         table=as_table(figures),
         measures=as_table(report()),

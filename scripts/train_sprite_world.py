@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -453,6 +454,7 @@ def train(trainer: Trainer, data, minutes: float, work: Path, log) -> None:
             )
         if due and trainer.minutes >= due[0] * minutes:
             due.pop(0)
+            log(part="snapshot", step=trainer.step)
             average = {name: value.half().contiguous() for name, value in trainer.average.items()}
             write_atomically(
                 work / f"step-{trainer.step:06}.safetensors", lambda p, average=average: save_file(average, p)
@@ -532,6 +534,7 @@ def main() -> None:
     options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
     log = logger(options.work)
+    log(part="command", text=shlex.join(["python", "-m", "scripts.train_sprite_world", *sys.argv[1:]]))
     prepare(options.work, options.pictures, options.autoencoder_minutes, options.device, log, options.start)
     (options.work / "workers").unlink(missing_ok=True)
     torch.multiprocessing.spawn(work_as, (options,), nprocs=options.workers)
