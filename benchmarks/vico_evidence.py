@@ -208,17 +208,39 @@ def table(results: list[dict], plan: Plan) -> dict:
     return rows
 
 
+def gains(results: list[dict], plan: Plan) -> dict[str, dict]:
+    """What ViCo adds to each condition, identity by identity: {condition: {"identity": [mean, low, high], "prompt": …}}."""
+    from scores.statistics import mean_difference_interval
+
+    found = {}
+    for condition in plan.conditions if "ViCo" in plan.conditions else ():
+        if condition != "ViCo":
+            found[condition] = {}
+            for what in ("identity", "prompt"):
+                a, b = (of_identities(results, name, what) for name in ("ViCo", condition))
+                ends = [None if math.isnan(end) else end for end in mean_difference_interval(a, b)]
+                found[condition][what] = [sum(a) / len(a) - sum(b) / len(b), *ends]
+    return found
+
+
 def cell(row: dict, what: str) -> str:
     low, high = row[f"{what}_interval"]
     return f"{row[what]:.3f}" if low is None else f"{row[what]:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def as_markdown(rows: dict, plan: Plan) -> str:
+def gain_cell(gain: list) -> str:
+    mean, low, high = gain
+    return f"{mean:+.3f}" if low is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def as_markdown(rows: dict, added: dict, plan: Plan) -> str:
     lines = ["| condition | identity | prompt | s a step |", "| --- | --- | --- | --- |"]
     for condition, row in rows.items():
         seconds = f"{row['seconds']:.2f}" if row["seconds"] else ""
         told = f"{condition}: {CONDITIONS[condition]}"
         lines.append(f"| {told} | {cell(row, 'identity')} | {cell(row, 'prompt')} | {seconds} |")
+    lines += ["", "| ViCo over, identity by identity | identity | prompt |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {gain_cell(g['identity'])} | {gain_cell(g['prompt'])} |" for name, g in added.items()]
     told = (
         f"{plan.identities} held-out identities, {plan.photos} photos, {plan.prompts} prompts, {plan.seeds} seeds; {plan.steps} steps of {plan.batch}, "
         f"rates {plan.word_lr:g} (word) and {plan.attention_lr:g} (image attention); DDIM {plan.sampling_steps} steps, CFG {plan.cfg:g}. "
@@ -331,18 +353,18 @@ def main() -> None:
         evaluate(host, plan, folder, part=(number - 1, parts))
         return
     results = evaluate(host, plan, folder)
-    rows, docs = table(results, plan), options.docs or folder
+    rows, added, docs = table(results, plan), gains(results, plan), options.docs or folder
     docs.mkdir(parents=True, exist_ok=True)
-    (docs / "vico_evidence.md").write_text(as_markdown(rows, plan), encoding="utf-8")
+    (docs / "vico_evidence.md").write_text(as_markdown(rows, added, plan), encoding="utf-8")
     draw_figure(rows, docs / "vico_evidence.png")
     first = held_out_identities(0, 1)[0]
     (docs / "vico_evidence_pictures.png").write_bytes((folder / f"identity-{first}.png").read_bytes())
-    print(as_markdown(rows, plan))
+    print(as_markdown(rows, added, plan))
     held = verdict(rows)
     for promise, kept in held.items():
         print(f"{'holds' if kept else 'DOES NOT HOLD'}: {promise}")
     if options.json:
-        print(json.dumps({"rows": rows, "plan": asdict(plan), "holds": held}))
+        print(json.dumps({"rows": rows, "gains": added, "plan": asdict(plan), "holds": held}))
 
 
 if __name__ == "__main__":
