@@ -50,12 +50,13 @@ def test_words_share_row_zero_where_no_caption_uses_them():
     assert Words([5, 9]).rows(torch.tensor([9, 5, 7, 40_000])).tolist() == [2, 1, 0, 0]
 
 
-def test_plain_attention_equals_the_fused_one():
+@pytest.mark.parametrize("mask", [None, torch.full((9, 7), -torch.inf).triu_(1)])
+def test_plain_attention_equals_the_fused_one(mask):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 9, 16), torch.randn(2, 7, 16), torch.randn(2, 7, 16)
     heads = [x.unflatten(-1, (2, 8)).transpose(1, 2) for x in (q, k, v)]
-    fused = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-    assert torch.allclose(plain_attention(None, q, k, v, 2), fused, atol=1e-6)
+    fused = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
+    assert torch.allclose(plain_attention(q, k, v, 2, mask), fused, atol=1e-6)
 
 
 def trainer() -> Trainer:
