@@ -24,7 +24,6 @@ from train_core import (
     ATTENTION_LAYERS,
     LocalEngine,
     NoiseSchedule,
-    StepReport,
     lora_delta,
     scaled_linear_alphas_cumprod,
     weights_hash,
@@ -129,8 +128,8 @@ class Arena:
 
         return Opponent(sample, {"steps": self.sampling_steps, "cfg": cfg}, DRAWN_AT_ONCE)
 
-    def train(self, method: Method, seed: int, folder: Path) -> tuple[list[Weights], list[StepReport]]:
-        """The weights after each round (of a baseline: after as many steps as the rounds have), and every step's report."""
+    def train(self, method: Method, seed: int, folder: Path) -> list[Weights]:
+        """The weights after each round; of a baseline, after as many steps as each round has."""
         shutil.rmtree(folder, ignore_errors=True)
         model = copy.deepcopy(self.network)
         model.load_state_dict(self.base)
@@ -157,25 +156,25 @@ class Arena:
         frozen = copy.deepcopy(model)
         player = FullPlayer(UNet(model), UNet(frozen), model, frozen)
         if baseline:
-            game = train_baseline(player, run, method.kind)
+            train_baseline(player, run, method.kind)
         else:
-            game = play(player, self.opponent(frozen.state_dict, method.cfg), run, method.rounds)
-        return kept, [report for training in game.rounds for report in training.history]
+            play(player, self.opponent(frozen.state_dict, method.cfg), run, method.rounds)
+        return kept
 
-    def _adapted(self, model, method: Method, run: Run) -> tuple[list[Weights], list[StepReport]]:
+    def _adapted(self, model, method: Method, run: Run) -> list[Weights]:
         """One round by LoRA, its adapter added to the weights."""
         if method.rounds != 1:
             raise ValueError("the arena plays a LoRA for one round: its opponent draws with the base's weights")
         rank = method.lora_rank
         player = LoRAPlayer(UNet(model), model, self.base_hash, ATTENTION_LAYERS, rank, rank, run.settings.seed)
         with player.attached():
-            game = play(player, self.opponent(lambda: self.base, method.cfg), run, 1)
+            play(player, self.opponent(lambda: self.base, method.cfg), run, 1)
         weights = dict(self.base)
         for name, layer in player.earlier[0].layers().items():
             weights[f"{name}.weight"] = (
                 weights[f"{name}.weight"] + lora_delta(layer.up, layer.down, layer.scale).detach()
             )
-        return [weights], game.rounds[0].history
+        return [weights]
 
     def judge(self, weights: Weights, prompts: list[str], seed: int) -> dict:
         """Taste of each prompt's picture [P], following, Fréchet distance to fine renders, the first pictures."""

@@ -2,8 +2,9 @@
 
 In the Sprite World, from its base, whose taste is mixed, with few finely drawn pictures as real data: supervised
 fine-tuning, Diffusion-DPO (fine over crude drawings of the same scenes) and SPIN in three rounds, at equal numbers of
-gradient steps and of real pictures. Each method has the rate (and beta) that drew the finest on prompts of its own,
-where it followed them no worse than 3 points below the base. Taste, following and Fréchet distance are read by the
+gradient steps and of real pictures. Each method has the rate (and beta, where several are tried) that drew the finest
+on other prompts, of those that followed them no worse than 3 points below the base; SPIN's must besides not pass the
+real pictures' own taste in its first round. Taste, following and Fréchet distance are read by the
 world's classifier; a win is a picture drawn more finely than the other model's of the same prompt and seed, its
 interval a bootstrap over prompts.
 
@@ -23,7 +24,7 @@ from scores import win_rate, win_rate_interval
 from scripts.sprite_world_card import BASE
 from scripts.train_sprite_world import ROOT
 from sprite_world.pictures import evaluation_prompts, show
-from train_core import StepReport, write_atomically
+from train_core import write_atomically
 
 METHODS = ("sft", "dpo", "spin")
 FOLLOWING_LOSS = 0.03
@@ -42,7 +43,7 @@ class Sizes:
     search_prompts: int = 40
     seeds: int = 2
     sampling_steps: int = 15
-    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     betas: tuple[float, ...] = (2000.0,)
 
 
@@ -97,20 +98,18 @@ class Study:
         return self.result(f"base-{seed}", lambda: self.arena.judge(self.arena.base, self.prompts, seed))
 
     def trained(self, name: str, method: Method, seed: int) -> list[dict]:
-        """What is judged after each round, with the round's last report of the training."""
+        """What is judged after each round."""
 
         def make() -> list[dict]:
-            weights, history = self.arena.train(method, seed, self.folder / "runs" / f"{name}-{seed}")
-            last = [report_of(history, round_number * method.steps) for round_number in range(1, len(weights) + 1)]
-            judged = [self.arena.judge(of_round, self.prompts, seed) for of_round in weights]
-            return [found | {"training": report} for found, report in zip(judged, last, strict=True)]
+            rounds = self.arena.train(method, seed, self.folder / "runs" / f"{name}-{seed}")
+            return [self.arena.judge(weights, self.prompts, seed) for weights in rounds]
 
         return self.result(f"{name}-{seed}", make)
 
     def searched(self, method: Method) -> dict:
         def make() -> dict:
-            weights, _ = self.arena.train(method, 99, self.folder / "runs" / f"search-{method.kind}")
-            return self.arena.judge(weights[0], self.search_prompts, 99)
+            [weights] = self.arena.train(method, 99, self.folder / "runs" / f"search-{method.kind}")
+            return self.arena.judge(weights, self.search_prompts, 99)
 
         return self.result(f"search-{method.kind}-{method.rate:g}-{method.beta:g}", make)
 
@@ -128,7 +127,9 @@ class Study:
         taste = {method: numpy.mean(found[method]["taste"]) for method in tried}
         fit = [m for m in tried if found[m]["followed"] >= base["followed"] - FOLLOWING_LOSS]
         fit = [m for m in fit if kind != "spin" or taste[m] <= numpy.mean(FINE)]
-        best = max(fit or tried, key=taste.get)
+        if not fit:
+            raise SystemExit(f"no rate fits {kind}: all of them lose the prompt or overshoot; try smaller ones")
+        best = max(fit, key=taste.get)
         return replace(best, rounds=sizes.rounds)
 
     def methods(self, kinds: tuple[str, ...]) -> dict[str, Method]:
@@ -159,12 +160,6 @@ class Study:
 def row_name(kind: str, number: int, method: Method) -> str:
     steps = (number + 1) * method.steps
     return f"SPIN round {number + 1} ({steps} steps)" if kind == "spin" else f"{kind.upper()} ({steps} steps)"
-
-
-def report_of(history: list[StepReport], step: int) -> dict:
-    """The mean metrics of the ten steps up to this one, counted over all rounds."""
-    last = history[max(0, step - 10) : step]
-    return {name: float(numpy.mean([report.metrics[name] for report in last])) for name in last[0].metrics}
 
 
 def told(found: dict) -> str:

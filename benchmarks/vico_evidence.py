@@ -33,9 +33,8 @@ CONDITIONS = {
 }
 SCENES = ("on grass", "on sand", "in snow", "at night", "by a brick wall", "in water", "in a forest", "at sunset")
 SIZE = 128
-WARM_UP_STEPS = (
-    20  # and the rates fall to zero at the end: at this world's high rates the last steps are noise otherwise
-)
+# The rates rise over these and fall to zero at the end: at this world's high rates the last steps are noise otherwise.
+WARM_UP_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -299,8 +298,8 @@ def run_identity(world: World, identity: int, folder: Path) -> dict:
     return found
 
 
-def evaluate(host: Host, plan: Plan, folder: Path, first: int = 0, part: tuple[int, int] = (0, 1)) -> list[dict]:
-    """The results of the plan's identities, or of a part of them: every `part[1]`-th from `part[0]` on."""
+def evaluate(host: Host, plan: Plan, folder: Path, first: int = 0, offset: int = 0, every: int = 1) -> list[dict]:
+    """The results of the plan's identities, or of every second or further one of them."""
     made_from = json.dumps(asdict(plan), sort_keys=True)
     folder.mkdir(parents=True, exist_ok=True)
     told = folder / "plan.json"
@@ -308,7 +307,7 @@ def evaluate(host: Host, plan: Plan, folder: Path, first: int = 0, part: tuple[i
         raise SystemExit(f"{folder} holds another plan's numbers: name another --output, or delete it.")
     told.write_text(made_from)
     world = World(host, plan)
-    identities = held_out_identities(first, plan.identities)[part[0] :: part[1]]
+    identities = held_out_identities(first, plan.identities)[offset::every]
     return [run_identity(world, identity, folder) for identity in identities]
 
 
@@ -329,7 +328,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two identities, two prompts, 60 steps: does it all run?")
     parser.add_argument("--choose-rates", action="store_true", help="tries learning rates on other identities instead")
-    parser.add_argument("--part", help="1/2 or 2/2: only every second identity, for two processes at once; no table")
+    parser.add_argument(
+        "--part", type=int, choices=(1, 2), help="only every second identity, for two processes at once; no table"
+    )
     parser.add_argument(
         "--output", type=Path, default=ROOT / "output" / "vico_evidence", help="folder of the raw numbers"
     )
@@ -349,8 +350,7 @@ def main() -> None:
         return
     folder = options.output / ("quick" if options.quick else "full")
     if options.part:
-        number, parts = map(int, options.part.split("/"))
-        evaluate(host, plan, folder, part=(number - 1, parts))
+        evaluate(host, plan, folder, offset=options.part - 1, every=2)
         return
     results = evaluate(host, plan, folder)
     rows, added, docs = table(results, plan), gains(results, plan), options.docs or folder

@@ -54,6 +54,8 @@ def main() -> None:
     files = saved_files(host.run(prompt), options.output)
     for path in files:
         print(path)
+    if options.thumbnail and not files:
+        raise SystemExit(f"{options.workflow} saved no picture: there is nothing to make a thumbnail of.")
     if options.thumbnail:
         write_thumbnail(files[-1], options.workflow.with_suffix(".jpg"))
 
