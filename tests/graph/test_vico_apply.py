@@ -524,7 +524,7 @@ def test_other_bases_have_places_by_the_same_rule(call, make_vae, family):
     from scripts import models
 
     bench = Bench(call, models.of_family(family), models.clip(), make_vae())
-    bench.concept = make_concept(width=32, places={"output_blocks.1.1": 64, "output_blocks.3.1": 32})
+    bench.concept = make_concept(places={"output_blocks.1.1": 64, "output_blocks.3.1": 32})
     model, clip = bench.apply()
     first = bench.sample(model, clip)
     assert bench.passes == [2] * STEPS
