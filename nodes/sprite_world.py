@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 
 import sprite_world
-from sprite_world.vocabulary import CLASSES, COLOURS, SCENES
+from sprite_world.vocabulary import CLASSES, COLOURS, SCENES, SIZES
 
 CATEGORY = "Sprite World"
 ANY = "any"
@@ -110,6 +110,12 @@ class SpriteWorldPictures(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="The same seed draws the same pictures.",
                 ),
+                io.Combo.Input(
+                    "size",
+                    options=[ANY, *SIZES],
+                    default=ANY,
+                    tooltip="Only creatures of this size; large: one alone, as in photos for Train ViCo.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="IMAGE", tooltip="The pictures, 128 x 128."),
@@ -124,7 +130,7 @@ class SpriteWorldPictures(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, number, creature, colour, scene, identity, taste_from, taste_to, seed) -> io.NodeOutput:
+    def execute(cls, number, creature, colour, scene, identity, taste_from, taste_to, seed, size=ANY) -> io.NodeOutput:
         from sprite_world.pictures import chosen_pictures, render, show
 
         drawn = chosen_pictures(
@@ -134,6 +140,7 @@ class SpriteWorldPictures(io.ComfyNode):
             scene=_given(scene),
             identity_seed=None if identity < 0 else identity,
             tastes=(taste_from, taste_to),
+            size=_given(size),
         )
         drawn = list(islice(drawn, number))
         art, masks = (np.stack(parts) for parts in zip(*(render(picture) for picture in drawn), strict=True))

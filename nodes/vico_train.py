@@ -187,6 +187,13 @@ class TrainViCo(io.ComfyNode):
                     advanced=True,
                     tooltip="Faster, not the paper's: the word does not learn through the reference photo, and the attention regularisation does nothing.",
                 ),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="What the photos show, one caption a line, each with the placeholder (a photo of a large red * on tiles). One is drawn for each photo of a step. Empty: the paper's short templates, which name nothing but the object.",
+                ),
             ],
             outputs=[
                 Concept.Output("concept", tooltip="For Apply ViCo and Save ViCo Concept."),
@@ -227,7 +234,10 @@ def settings_of(given: dict) -> TrainSettings:
     names += ("accumulation", "precision", "detach_reference")
     chosen = {name: given[name] for name in names}
     chosen["placeholder"] = chosen["placeholder"].strip()
-    return TrainSettings(**chosen)
+    captions = lines(given["captions"])
+    for caption in captions:
+        check_prompt(caption, chosen["placeholder"])
+    return TrainSettings(**chosen, captions=captions)
 
 
 def options_of(given: dict) -> RunOptions:

@@ -77,6 +77,7 @@ class TrainSettings:
     size: int = 512
     precision: str = "no"
     detach_reference: bool = False
+    captions: tuple[str, ...] = ()  # none: the paper's templates
 
 
 @dataclass(frozen=True)
@@ -389,7 +390,7 @@ def start_session(model, clip, settings: TrainSettings) -> Session:
 def run_steps(session: Session, photos: Photos, settings: TrainSettings, options: RunOptions, files, watch) -> Training:
     """The steps themselves, by train_core's loop; goes on from the newest state."""
     trained, streams, engine = session.trained, session.streams, session.engine
-    captions = [template.format(settings.placeholder) for template in TEMPLATES]
+    captions = settings.captions or [template.format(settings.placeholder) for template in TEMPLATES]
     draws = Draws(photos, captions, len(streams.schedule), settings.batch_size, settings.seed, engine.device)
     optimizer = engine.prepare(trained.optimizer(settings.word_lr, settings.attention_lr))
     objective = ViCoObjective(streams, settings.regularization)

@@ -27,6 +27,7 @@ from .sprites import SIDES, draw
 from .vocabulary import SCENES, read_caption
 
 TEMPLATE_TASTES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+RIVALS = 2**30  # the seeds from here on are the creatures that an identity is told apart from
 MATCH_SCALE = 45.0  # root mean square colour error (of 255) at which the similarity has fallen to exp(-1)
 
 
@@ -68,6 +69,17 @@ def identity_similarity(art: np.ndarray, who: Identity) -> np.ndarray:
         errors.append(_match(pictures_255, contrasted(colours, taste), cover))
     best = torch.stack(errors).amin(0).clamp(min=0)
     return torch.exp(-best / MATCH_SCALE**2).numpy()
+
+
+def recognition(art: np.ndarray, who: Identity, rivals: int = 40) -> np.ndarray:
+    """The share of other creatures of this class and colour that each picture of art [B, 32, 32, 3] resembles less: [B] in [0, 1].
+
+    Half on average where a picture shows some creature of the class and colour, 1 where it shows this one: unlike the
+    similarity itself it does not fall with the picture's sharpness.
+    """
+    others = [identity(RIVALS + number, who.class_word, who.colour) for number in range(rivals)]
+    own = identity_similarity(art, who)
+    return np.mean([identity_similarity(art, other) < own for other in others], axis=0)
 
 
 # ---- what the classifier reads -------------------------------------------------------------------------------------
@@ -148,7 +160,7 @@ def _drawn(number: int, held_out: bool, seed: int) -> tuple[list[Picture], np.nd
 def _similarities(number: int, seed: int) -> dict[str, float]:
     """Own identity, and another of the same class and colour, of the same class, and of any: means and tails."""
     rng = np.random.default_rng(seed)
-    found = {"own": [], "same class and colour": [], "same class": [], "any": []}
+    found, told = {"own": [], "same class and colour": [], "same class": [], "any": []}, []
     seeds = (s for s in rng.integers(2**31, size=20 * number).tolist() if is_held_out(s))
     for own_seed in itertools.islice(seeds, number):
         who, other = identity(own_seed), own_seed + 1
@@ -161,9 +173,12 @@ def _similarities(number: int, seed: int) -> dict[str, float]:
         }
         for name, rival in rivals.items():
             found[name].append(float(identity_similarity(art, rival)[0]))
+        if len(told) < number // 10:  # forty matchings each
+            told.append(recognition(art, who)[0])
     rows = {f"similarity, {name}: mean": float(np.mean(values)) for name, values in found.items()}
     own, rival = np.array(found["own"]), np.array(found["same class and colour"])
     return rows | {
+        "recognition, own: mean": float(np.mean(told)),
         "similarity, own: 5th percentile": float(np.percentile(own, 5)),
         "own beats same class and colour": float((own > rival).mean()),
     }

@@ -130,13 +130,16 @@ def chosen_pictures(
     scene: str | None = None,
     identity_seed: int | None = None,
     tastes: tuple[float, float] = (1.0, 1.0),
+    size: str | None = None,
 ) -> Iterator[Picture]:
-    """An endless stream of pictures with what is given held fixed: a class, a colour, a scene, one identity."""
+    """An endless stream of pictures with what is given held fixed: a class, a colour, a scene, one identity, a size."""
     rng = np.random.default_rng([0xC405E, seed])
     while True:
         who_seed = int(rng.integers(2**31)) if identity_seed is None else identity_seed
         place = scene or list(SCENES)[rng.integers(len(SCENES))]
-        yield random_picture(rng, identity(who_seed, class_word, colour), place, rng.uniform(*sorted(tastes)))
+        picture = random_picture(rng, identity(who_seed, class_word, colour), place, rng.uniform(*sorted(tastes)))
+        if size in (None, picture.size):
+            yield picture
 
 
 def evaluation_prompts(number: int = 500, seed: int = 7) -> list[str]:

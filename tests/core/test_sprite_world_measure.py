@@ -1,5 +1,6 @@
 """The measures on true renders: identity, caption's properties, taste, distance; each against the generator's truth."""
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -14,6 +15,7 @@ from sprite_world.measure import (
     identity_similarity,
     measure,
     read_pictures,
+    recognition,
     to_art,
 )
 from sprite_world.pictures import Picture, chosen_pictures, pictures, render, show
@@ -63,6 +65,18 @@ def test_another_creature_of_the_same_class_and_colour_is_told_apart():
         other.append(identity_similarity(art, identity(5000 + i, picture.who.class_word, picture.who.colour))[0])
     assert np.mean(own) > 0.9 and np.mean(own) > np.mean(other) + 0.2
     assert np.mean(np.array(own) > np.array(other)) > 0.95
+
+
+def test_a_creature_is_recognised_among_others_of_its_class_and_colour():
+    """1 for its own picture, nearly so where the drawing is crude and matches badly; no more than about a half for another's."""
+    one = next(p for p in pictures(9, held_out=True) if p.count == 1)
+    fine, crude = replace(one, taste=1.0), replace(one, taste=0.0)
+    blurred = render(crude)[0][None] // 2 + 64
+    assert recognition(render(fine)[0][None], fine.who)[0] == 1
+    assert recognition(blurred, fine.who)[0] > 0.9 and identity_similarity(blurred, fine.who)[0] < 0.9
+    others = [identity(7000 + i, fine.who.class_word, fine.who.colour) for i in range(12)]
+    art = np.stack([render(replace(fine, who=other))[0] for other in others])
+    assert recognition(art, fine.who).mean() < 0.6
 
 
 def test_empty_scenes_are_no_creature():

@@ -92,6 +92,8 @@ def test_chosen_pictures_hold_what_is_given():
             9,
         )
         assert 0.2 <= picture.taste <= 0.4
+    large = first(chosen_pictures(0, size="large"), 10)
+    assert {picture.size for picture in large} == {"large"} and {picture.count for picture in large} == {1}
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ DEFAULTS = {
     "precision": "no",
     "gradient_checkpointing": False,
     "detach_reference": False,
+    "captions": "",
 }
 
 
