@@ -29,15 +29,13 @@ ROOT = Path(__file__).parent.parent
 CONDITIONS = {
     "class word": "the class word alone, plain model",
     "textual inversion": "the same trainer, the word alone",
-    "ViCo": "as in the paper, reference from the photos",
+    "ViCo": "word and image attention, reference from the photos",
     "mask off": "no automatic mask, in training and drawing",
     "no regularisation": "attention regularisation's weight 0",
     "unseen reference": "ViCo's concept, reference never seen in training",
     "fast mode": "reference stream detached in training",
 }
-SCENES = ("on grass", "on sand", "in snow", "at night", "by a brick wall", "in water", "in a forest", "at sunset")
 PHOTOS_SCENE, OBJECT_SIZE = "tiles", "large"  # the training photos are taken in one place, close up
-CAPTIONS = ("a {}", "a photo of a {}", "a picture of a {}")  # the world's openings
 MEASURES = ("identity", "recognition", "prompt")
 SIZE = 128
 # The rates rise over these and fall to zero at the end: at this world's high rates the last steps are noise otherwise.
@@ -46,7 +44,7 @@ WARM_UP_STEPS = 20
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is trained and drawn. word_lr, attention_lr: chosen for the world by --choose-rates."""
+    """How much is trained and drawn. Rates, steps and CFG: chosen for the world on identities behind those evaluated."""
 
     identities: int = 10
     photos: int = 4
@@ -106,15 +104,15 @@ class World:
         similarities = [one.similarity for one in measured]
         return {"identity": similarities, "recognition": recognition(art, who).tolist(), "prompt": followed}
 
-    @property
-    def scenes(self) -> tuple[str, ...]:
-        return SCENES[: self.plan.prompts]
-
     def prompts(self, who, word: str) -> list[str]:
-        return [f"a photo of a {OBJECT_SIZE} {who.colour} {word} {scene}" for scene in self.scenes]
+        """The object, by this word for it, in scenes that the photos do not show."""
+        from sprite_world.vocabulary import SCENES, caption
+
+        scenes = [scene for scene in SCENES if scene != PHOTOS_SCENE][: self.plan.prompts]
+        return [caption(word, who.colour, scene, size=OBJECT_SIZE, opening="a photo of {}") for scene in scenes]
 
     def evaluate(self, identity: int) -> dict:
-        """All conditions of one identity: {condition: {"identity": […], "prompt": […], "seconds": a training step's}}."""
+        """All conditions of one identity: {condition: {a measure: […], "seconds": a training step's}}."""
         from sprite_world.identity import identity as identity_of
 
         who, pictures = identity_of(identity), self.pictures(identity)
@@ -132,7 +130,7 @@ class World:
 
     def learn(self, pictures: list, who, condition: str):
         """(concept, seconds a step): the trainer that Train ViCo runs, without its files."""
-        from sprite_world.vocabulary import SCENES as scenes
+        from sprite_world.vocabulary import OPENINGS, caption
         from train_core import LocalEngine, LoopSettings, train
         from vico_core.training import Draws, TrainedConcept, ViCoObjective
 
@@ -150,8 +148,8 @@ class World:
             engine = LocalEngine(patcher.load_device)
             two = streams.HostStreams(patcher, text, trained, "*", engine, detach_reference=condition == "fast mode")
             objective = ViCoObjective(two, **({"weight": 0.0} if condition == "no regularisation" else {}))
-            shown = f"{OBJECT_SIZE} {who.colour} * {scenes[PHOTOS_SCENE]}"
-            captions = [opening.format(shown) for opening in CAPTIONS]
+            shown = caption("*", who.colour, PHOTOS_SCENE, size=OBJECT_SIZE)
+            captions = [opening.format(shown) for opening in dict.fromkeys(OPENINGS)]
             draws = Draws(photos, captions, len(two.schedule), self.plan.batch, seed=0)
             optimizer = trained.optimizer(self.plan.word_lr, self.plan.attention_lr)
             ran = train(

@@ -130,7 +130,7 @@ class SpriteWorldPictures(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, number, creature, colour, scene, identity, taste_from, taste_to, seed, size=ANY) -> io.NodeOutput:
+    def execute(cls, number, creature, colour, scene, identity, taste_from, taste_to, seed, size) -> io.NodeOutput:
         from sprite_world.pictures import chosen_pictures, render, show
 
         drawn = chosen_pictures(

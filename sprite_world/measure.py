@@ -27,7 +27,7 @@ from .sprites import SIDES, draw
 from .vocabulary import SCENES, read_caption
 
 TEMPLATE_TASTES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-RIVALS = 2**30  # the seeds from here on are the creatures that an identity is told apart from
+RIVALS = range(2**30, 2**30 + 40)  # the seeds of the creatures that an identity is told apart from
 MATCH_SCALE = 45.0  # root mean square colour error (of 255) at which the similarity has fallen to exp(-1)
 
 
@@ -71,13 +71,13 @@ def identity_similarity(art: np.ndarray, who: Identity) -> np.ndarray:
     return torch.exp(-best / MATCH_SCALE**2).numpy()
 
 
-def recognition(art: np.ndarray, who: Identity, rivals: int = 40) -> np.ndarray:
-    """The share of other creatures of this class and colour that each picture of art [B, 32, 32, 3] resembles less: [B] in [0, 1].
+def recognition(art: np.ndarray, who: Identity) -> np.ndarray:
+    """The share of 40 other creatures of this class and colour that each picture of art [B, 32, 32, 3] resembles less: [B] in [0, 1].
 
-    Half on average where a picture shows some creature of the class and colour, 1 where it shows this one: unlike the
-    similarity itself it does not fall with the picture's sharpness.
+    1 where a picture shows this creature; about a half, over many creatures, where it shows any of the class and colour.
+    A blurred or pale drawing lowers it less than the similarity, since it lowers the others' similarities too.
     """
-    others = [identity(RIVALS + number, who.class_word, who.colour) for number in range(rivals)]
+    others = [identity(seed, who.class_word, who.colour) for seed in RIVALS]
     own = identity_similarity(art, who)
     return np.mean([identity_similarity(art, other) < own for other in others], axis=0)
 

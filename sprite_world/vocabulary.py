@@ -38,7 +38,7 @@ POSITIONS = ("left", "centre", "right")
 SIZES = ("small", "large")
 
 _PLACE_WORDS = {"left": "on the left", "centre": "in the centre", "right": "on the right"}
-_OPENINGS = ("{}", "{}", "a photo of {}", "a picture of {}")
+OPENINGS = ("{}", "{}", "a photo of {}", "a picture of {}")
 
 
 def plural(class_word: str) -> str:
@@ -68,7 +68,7 @@ def random_caption(rng: np.random.Generator, properties: dict) -> str:
     for optional in ("position", "size"):
         if rng.random() < 0.5:
             named[optional] = None
-    return caption(**named, opening=str(rng.choice(_OPENINGS)))
+    return caption(**named, opening=str(rng.choice(OPENINGS)))
 
 
 def read_caption(text: str) -> dict:

@@ -96,6 +96,7 @@ def test_a_deep_copy_of_the_model_shares_no_weights(world):
 
 ONE_CREATURE = {
     "number": 3,
+    "size": "any",
     "creature": "ghost",
     "colour": "blue",
     "scene": "any",

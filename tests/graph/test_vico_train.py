@@ -167,6 +167,17 @@ def test_detaching_the_reference_leaves_its_gradient_out_and_nothing_else(train)
     assert not torch.equal(detached[0].embeddings["l"], plain[0].embeddings["l"])
 
 
+def test_captions_are_what_it_reads_instead_of_the_templates(train):
+    """The first loss is another by other captions; another caption is another run; each needs the trigger word."""
+    plain, tiles, night = train(), train(captions="a large red * on tiles\n"), train(captions="\na * at night")
+    assert len({outcome[3] for outcome in (plain, tiles, night)}) == 3
+    first = {outcome[1]["loss"][0] for outcome in (plain, tiles, night)}
+    assert len(first) == 3
+    assert plain[0].settings["captions"] == () and list(tiles[0].settings["captions"]) == ["a large red * on tiles"]
+    with pytest.raises(ValueError, match='"a red toy" does not contain the trigger word "\\*"'):
+        train(captions="a photo of a *\na red toy")
+
+
 # Memory before the first step
 
 
