@@ -37,7 +37,7 @@ def test_sprite_worlds_scorers_know_its_own_pictures(call):
     """True renders: fine ones have more taste than crude ones, and all follow their own captions, not another's."""
     taste, _ = call("ScoreLoadScorer", scorer="Sprite World taste", file="automatic")
     follows, about = call("ScoreLoadScorer", scorer="Sprite World prompt", file="automatic")
-    drawn = {"number": 12, "creature": "any", "colour": "any", "scene": "any", "identity": -1, "seed": 4}
+    drawn = {"number": 12, "creature": "any", "colour": "any", "scene": "any", "identity": -1, "seed": 4, "size": "any"}
     numbers = {}
     for fine in (0.0, 1.0):
         pictures, _, captions, _ = call("SpriteWorldPictures", **drawn, taste_from=fine, taste_to=fine)
