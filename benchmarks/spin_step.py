@@ -2,10 +2,13 @@
 and ComfyUI's own LoRA trainer: python -m benchmarks.spin_step
 
 Same model, same batch, same run: every way takes a step in turn, and the table holds medians. Memory is each way's
-own peak, in a process of its own, over the process without a model. --json prints one JSON object as the last line.
+own peak: of the GPU's allocator, or of a process of its own over the process without a model. --json prints one JSON object as the last line.
 """
 
 import argparse
+import copy
+import functools
+import gc
 import json
 import platform
 import statistics
@@ -48,12 +51,17 @@ class UNet:
         return self.module(x_t, t.float(), context=context)
 
 
-def fresh(width: int, device: torch.device) -> torch.nn.Module:
+@functools.cache
+def base(width: int) -> torch.nn.Module:
     """SD1.x's layout at that width (320 is SD1.x itself)."""
     from scripts import models
 
-    network = models.sd1(width=width, context_dim=width * 12 // 5).model.diffusion_model
-    return network.to(device).requires_grad_(False)
+    return models.sd1(width=width, context_dim=width * 12 // 5).model.diffusion_model.requires_grad_(False)
+
+
+def fresh(width: int, device: torch.device) -> torch.nn.Module:
+    """A copy of its own, on the device."""
+    return copy.deepcopy(base(width)).to(device)
 
 
 def some_pairs(size: int, latent: int, context_dim: int, device: torch.device) -> PairBatch:
@@ -147,6 +155,9 @@ def proc_bytes(field: str) -> int:
 def measure_memory(way: str, options, batch: PairBatch) -> int:
     """Bytes that two steps of that way add to this process at their peak."""
     cuda = batch.real.is_cuda
+    if cuda:
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")  # what importing took at its peak does not count
     before = torch.cuda.memory_allocated() if cuda else proc_bytes("VmRSS")
     with ExitStack() as stack:
@@ -156,8 +167,12 @@ def measure_memory(way: str, options, batch: PairBatch) -> int:
     return (torch.cuda.max_memory_allocated() if cuda else proc_bytes("VmHWM")) - before
 
 
-def memories(options) -> Iterator[tuple[str, int]]:
+def memories(options, batch: PairBatch) -> Iterator[tuple[str, int]]:
+    """The GPU's allocator counts exactly; on the CPU each way has a process of its own."""
     for way in WAYS:
+        if batch.real.is_cuda:
+            yield way, measure_memory(way, options, batch)
+            continue
         same = ["--width", str(options.width), "--batch", str(options.batch), "--latent", str(options.latent)]
         command = [sys.executable, "-m", "benchmarks.spin_step", *same, "--device", options.device, "--memory-of", way]
         found = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -225,7 +240,7 @@ def main() -> None:
     if options.memory_of:
         print(measure_memory(options.memory_of, options, batch))
         return
-    seconds, memory = times(options, batch), dict(memories(options))
+    seconds, memory = times(options, batch), dict(memories(options, batch))
     host_sample = host_trainer_seconds(Host(device=options.device), options)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     machine = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -8,8 +8,8 @@ creatures of the class and colour that the picture resembles less) and the share
 The world's model has only read captions that name colour and scene, so training captions and prompts name them, as they name
 the size, which is that of all photos.
 
-Every identity's raw numbers are kept in --output as soon as they are there, and found again, so that a long run can be cut,
-and that several processes can share it (--part).
+Every identity's raw numbers are kept in --output as soon as a condition's are there, and found again, so that a long run can
+be cut, that several processes can share it (--part 1 4: the first of four), and that identities and conditions can be added.
 The paper's learning rates are for SD1.4: --choose-rates tries the world's own, on identities that the evaluation does not use.
 """
 
@@ -56,9 +56,9 @@ class Plan:
     attention_lr: float = 6e-3
     sampling_steps: int = 25
     cfg: float = 2.0
-    conditions: tuple[str, ...] = tuple(CONDITIONS)
 
 
+CHANGEABLE = ("identities", "seeds", "steps", "word_lr", "attention_lr")
 QUICK = {"identities": 2, "prompts": 2, "seeds": 1, "steps": 60, "sampling_steps": 10}
 
 
@@ -111,22 +111,19 @@ class World:
         scenes = [scene for scene in SCENES if scene != PHOTOS_SCENE][: self.plan.prompts]
         return [caption(word, who.colour, scene, size=OBJECT_SIZE, opening="a photo of {}") for scene in scenes]
 
-    def evaluate(self, identity: int) -> dict:
-        """All conditions of one identity: {condition: {a measure: […], "seconds": a training step's}}."""
+    def evaluate(self, identity: int, conditions: list[str]):
+        """Of one identity, each condition with its numbers {a measure: […], "seconds": a training step's} and pictures."""
         from sprite_world.identity import identity as identity_of
 
-        who, pictures = identity_of(identity), self.pictures(identity)
-        found, drawn, concepts = {}, {}, {}
-        for condition in self.plan.conditions:
+        who, pictures, concepts = identity_of(identity), self.pictures(identity), {}
+        for condition in conditions:
             learnt = {"unseen reference": "ViCo"}.get(condition, condition)
             if learnt not in concepts and condition != "class word":
                 concepts[learnt] = self.learn(pictures[:-1], who, condition)
             concept, seconds = concepts.get(learnt, (None, 0.0))
             reference = pictures[-1] if condition == "unseen reference" else pictures[0]
-            drawn[condition] = self.draw(condition, concept, reference, who)
-            found[condition] = self.measure(drawn[condition], who) | {"seconds": seconds}
-        self.drawn, self.photos_shown = drawn, pictures
-        return found
+            drawn = self.draw(condition, concept, reference, who)
+            yield condition, self.measure(drawn, who) | {"seconds": seconds}, drawn[:: self.plan.seeds]
 
     def learn(self, pictures: list, who, condition: str):
         """(concept, seconds a step): the trainer that Train ViCo runs, without its files."""
@@ -144,13 +141,13 @@ class World:
             training.load([patcher, text.patcher])
             shapes = streams.places_of(patcher.model.diffusion_model)[1]
             words = training.start_words(text, who.class_word)
-            trained = TrainedConcept([] if condition == "textual inversion" else shapes, words)
+            trained = TrainedConcept([] if condition == "textual inversion" else shapes, words).to(patcher.load_device)
             engine = LocalEngine(patcher.load_device)
             two = streams.HostStreams(patcher, text, trained, "*", engine, detach_reference=condition == "fast mode")
             objective = ViCoObjective(two, **({"weight": 0.0} if condition == "no regularisation" else {}))
             shown = caption("*", who.colour, PHOTOS_SCENE, size=OBJECT_SIZE)
             captions = [opening.format(shown) for opening in dict.fromkeys(OPENINGS)]
-            draws = Draws(photos, captions, len(two.schedule), self.plan.batch, seed=0)
+            draws = Draws(photos, captions, len(two.schedule), self.plan.batch, seed=0, device=engine.device)
             optimizer = trained.optimizer(self.plan.word_lr, self.plan.attention_lr)
             ran = train(
                 objective, draws, trained, optimizer, LoopSettings(self.plan.steps, WARM_UP_STEPS, "linear"), engine
@@ -176,20 +173,33 @@ class World:
             mask = attach.NO_MASK if condition == "mask off" else attach.AUTOMATIC
             return training.draw_with_concept(*parts, concept, photo, self.prompts(who, "*"), seeds, *settings, mask)
 
-    def grid(self):
-        """Photos above, then a row a condition, its first pictures."""
-        from PIL import Image, ImageDraw
 
-        training, label = self.nodes["vico_training"], 120
-        rows = {"photos": [picture.image for picture in self.photos_shown]}
-        rows |= {name: list(pixels[:: self.plan.seeds]) for name, pixels in self.drawn.items()}
-        wide = max(len(row) for row in rows.values())
-        grid = Image.new("RGB", (label + wide * SIZE, len(rows) * SIZE), "white")
-        for y, (name, row) in enumerate(rows.items()):
-            ImageDraw.Draw(grid).text((4, y * SIZE + SIZE // 2), name, fill="black")
-            for x, pixels in enumerate(row):
-                grid.paste(training.to_image(pixels), (label + x * SIZE, y * SIZE))
-        return grid
+def strip(pictures):
+    """Pictures [N, H, W, 3] of 0…1 side by side."""
+    import torch
+    from PIL import Image
+
+    side_by_side = torch.cat([picture.cpu() for picture in pictures], dim=1)
+    return Image.fromarray((side_by_side * 255).round().byte().numpy())
+
+
+def draw_grid(world: "World", identity: int, folder: Path, path: Path) -> None:
+    """One identity's photos, the last one unseen, and below them a row a condition that was drawn."""
+    from PIL import Image, ImageDraw
+
+    rows = {"photos": strip([picture.image for picture in world.pictures(identity)])}
+    kept = {condition: strip_path(folder, identity, condition) for condition in CONDITIONS}
+    rows |= {condition: Image.open(kept[condition]) for condition in CONDITIONS if kept[condition].is_file()}
+    label, wide = 120, max(row.width for row in rows.values())
+    grid = Image.new("RGB", (label + wide, len(rows) * SIZE), "white")
+    for y, (name, row) in enumerate(rows.items()):
+        ImageDraw.Draw(grid).text((4, y * SIZE + SIZE // 2), name, fill="black")
+        grid.paste(row, (label, y * SIZE))
+    grid.save(path, optimize=True)
+
+
+def strip_path(folder: Path, identity: int, condition: str) -> Path:
+    return folder / f"identity-{identity}-{condition.replace(' ', '-')}.png"
 
 
 def of_identities(results: list[dict], condition: str, what: str) -> list[float]:
@@ -197,12 +207,17 @@ def of_identities(results: list[dict], condition: str, what: str) -> list[float]
     return [sum(r[condition][what]) / len(r[condition][what]) for r in results]
 
 
-def table(results: list[dict], plan: Plan) -> dict:
+def shared(results: list[dict]) -> list[str]:
+    """The conditions that every identity has."""
+    return [condition for condition in CONDITIONS if all(condition in result for result in results)]
+
+
+def table(results: list[dict]) -> dict:
     """{condition: {"identity": mean, "identity_interval": [low, high], "prompt": …, "seconds": a training step's median}}."""
     from scores.statistics import mean_interval
 
     rows = {}
-    for condition in plan.conditions:
+    for condition in shared(results):
         row = {"seconds": sorted(r[condition]["seconds"] for r in results)[len(results) // 2]}
         for what in MEASURES:
             values = of_identities(results, condition, what)
@@ -214,12 +229,13 @@ def table(results: list[dict], plan: Plan) -> dict:
     return rows
 
 
-def gains(results: list[dict], plan: Plan) -> dict[str, dict]:
+def gains(results: list[dict]) -> dict[str, dict]:
     """What ViCo adds to each condition, identity by identity: {condition: {"identity": [mean, low, high], "prompt": …}}."""
     from scores.statistics import mean_difference_interval
 
     found = {}
-    for condition in plan.conditions if "ViCo" in plan.conditions else ():
+    conditions = shared(results)
+    for condition in conditions if "ViCo" in conditions else ():
         if condition != "ViCo":
             found[condition] = {}
             for what in MEASURES:
@@ -292,41 +308,41 @@ def draw_figure(rows: dict, path: Path) -> None:
     plt.close(figure)
 
 
-def run_identity(world: World, identity: int, folder: Path) -> dict:
-    """Raw numbers of one identity, from its file where it is there."""
+def run_identity(world: World, identity: int, conditions: list[str], folder: Path) -> dict:
+    """Raw numbers of one identity {condition: {a measure: […]}}, from its file as far as they are there."""
     from train_core import write_atomically
 
     path = folder / f"identity-{identity}.json"
-    if path.is_file():
-        return json.loads(path.read_text())
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    missing = [condition for condition in conditions if condition not in found]
     started = time.perf_counter()
-    found = world.evaluate(identity)
-    world.grid().save(folder / f"identity-{identity}.png")
-    write_atomically(path, lambda partial: partial.write_text(json.dumps(found)))
-    print(f"identity {identity}: {time.perf_counter() - started:.0f} s", flush=True)
+    for condition, numbers, drawn in world.evaluate(identity, missing):
+        strip(drawn).save(strip_path(folder, identity, condition))
+        found[condition] = numbers
+        write_atomically(path, lambda partial: partial.write_text(json.dumps(found)))
+        print(f"identity {identity}, {condition}: {time.perf_counter() - started:.0f} s", flush=True)
     return found
 
 
-def evaluate(host: Host, plan: Plan, folder: Path, first: int = 0, offset: int = 0, every: int = 1) -> list[dict]:
-    """The results of the plan's identities, or of every second or further one of them."""
-    made_from = json.dumps(asdict(plan), sort_keys=True)
+def evaluate(world: World, identities: list[int], conditions: list[str], folder: Path) -> list[dict]:
+    """The results of these identities; the folder may hold more of them, but of no other plan."""
+    made_from = json.dumps({k: v for k, v in asdict(world.plan).items() if k != "identities"}, sort_keys=True)
     folder.mkdir(parents=True, exist_ok=True)
     told = folder / "plan.json"
     if told.is_file() and told.read_text() != made_from:
         raise SystemExit(f"{folder} holds another plan's numbers: name another --output, or delete it.")
     told.write_text(made_from)
-    world = World(host, plan)
-    identities = held_out_identities(first, plan.identities)[offset::every]
-    return [run_identity(world, identity, folder) for identity in identities]
+    return [run_identity(world, identity, conditions, folder) for identity in identities]
 
 
 def choose_rates(host: Host, plan: Plan, folder: Path) -> None:
     """ViCo alone, by a few rates, on the two held-out identities behind those of the evaluation."""
-    tried = replace(plan, identities=2, prompts=4, seeds=2, conditions=("class word", "ViCo"))
+    tried = replace(plan, identities=2, prompts=4, seeds=2)
+    others = held_out_identities(plan.identities, 2)
     print("| word | image attention | identity | prompt |\n| --- | --- | --- | --- |")
     for word_lr, attention_lr in ((2e-2, 2e-3), (2e-2, 6e-3), (2e-2, 1.2e-2), (1e-1, 6e-3)):
         at = replace(tried, word_lr=word_lr, attention_lr=attention_lr)
-        rows = table(evaluate(host, at, folder / f"{word_lr:g}-{attention_lr:g}", first=plan.identities), at)
+        rows = table(evaluate(World(host, at), others, ["ViCo"], folder / f"{word_lr:g}-{attention_lr:g}"))
         print(
             f"| {word_lr:g} | {attention_lr:g} | {rows['ViCo']['identity']:.3f} | {rows['ViCo']['prompt']:.3f} |",
             flush=True,
@@ -338,36 +354,37 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two identities, two prompts, 60 steps: does it all run?")
     parser.add_argument("--choose-rates", action="store_true", help="tries learning rates on other identities instead")
     parser.add_argument(
-        "--part", type=int, choices=(1, 2), help="only every second identity, for two processes at once; no table"
+        "--part", type=int, nargs=2, metavar=("I", "N"), help="the I-th of N processes that share the work; no table"
     )
     parser.add_argument(
         "--output", type=Path, default=ROOT / "output" / "vico_evidence", help="folder of the raw numbers"
     )
     parser.add_argument("--docs", type=Path, help="folder for table, figure and picture grid (default: --output)")
-    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=Plan.conditions, help="only these")
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS), help="only these")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    for name in ("identities", "steps", "word_lr", "attention_lr"):
+    for name in CHANGEABLE:
         kind = type(getattr(Plan(), name))
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"instead of {getattr(Plan(), name)}")
     options = parser.parse_args()
-    changed = {name: getattr(options, name) for name in ("identities", "steps", "word_lr", "attention_lr")}
+    changed = {name: getattr(options, name) for name in CHANGEABLE}
     plan = replace(Plan(**(QUICK if options.quick else {})), **{k: v for k, v in changed.items() if v is not None})
-    plan = replace(plan, conditions=tuple(options.conditions))
-    host = Host()
+    host = Host(device=options.device)
     if options.choose_rates:
         choose_rates(host, plan, options.output / "rates")
         return
     folder = options.output / ("quick" if options.quick else "full")
+    world, identities = World(host, plan), held_out_identities(0, plan.identities)
     if options.part:
-        evaluate(host, plan, folder, offset=options.part - 1, every=2)
+        number, parts = options.part
+        evaluate(world, identities[number - 1 :: parts], options.conditions, folder)
         return
-    results = evaluate(host, plan, folder)
-    rows, added, docs = table(results, plan), gains(results, plan), options.docs or folder
+    results = evaluate(world, identities, options.conditions, folder)
+    rows, added, docs = table(results), gains(results), options.docs or folder
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "vico_evidence.md").write_text(as_markdown(rows, added, plan), encoding="utf-8")
     draw_figure(rows, docs / "vico_evidence.png")
-    first = held_out_identities(0, 1)[0]
-    (docs / "vico_evidence_pictures.png").write_bytes((folder / f"identity-{first}.png").read_bytes())
+    draw_grid(world, identities[0], folder, docs / "vico_evidence_pictures.png")
     print(as_markdown(rows, added, plan))
     held = verdict(rows)
     for promise, kept in held.items():

@@ -1,6 +1,6 @@
 """What ViCo costs beside the plain model: python -m benchmarks.vico_overhead [--sizes 256 512] [--device cuda] [--json]
 
-One sampling step with guidance, through the host's own sampler, on a U-Net of SD1.x's full shape (random weights: speed does
+A sampling step with guidance, through the host's own sampler, on a U-Net of SD1.x's full shape (random weights: speed does
 not depend on them, the share of keys that the mask keeps does, and is printed). Each repetition runs every case once, in
 turn; the ratios are of medians.
 """
@@ -27,13 +27,13 @@ class Bench:
     kept: int  # bytes of the features that the mask kept, of one picture's step
     all_keys: int  # and of all of them
 
-    def __init__(self, host: Host, size: int, device: str, width: int):
+    def __init__(self, host: Host, size: int, device: str, width: int, steps: int):
         import torch
 
         from scripts import models
         from vico_core import ImageAttention, ViCoConcept
 
-        self.torch, self.host, self.size = torch, host, size
+        self.torch, self.host, self.size, self.steps = torch, host, size, steps
         dtype = torch.float16 if device == "cuda" else torch.float32
         self.model = models.sd1(width=width, context_dim=768, dtype=dtype)
         self.clip = models.clip(width=768, heads=12)
@@ -62,17 +62,17 @@ class Bench:
         )
 
     def step(self, model, clip, prompt="a photo of a * on the beach", seed=0, batch=1):
-        """One step of the host's sampler with guidance. Returns seconds."""
+        """A picture by the host's sampler with guidance. Returns seconds a step."""
         positive, negative = (self.call("CLIPTextEncode", clip=clip, text=text)[0] for text in (prompt, ""))
         latent = {"samples": self.torch.zeros(batch, 4, self.size // 8, self.size // 8)}
         start = time.perf_counter()
         self.call(
-            "KSampler", model=model, seed=seed, steps=1, cfg=7.5, sampler_name="euler", scheduler="normal",
+            "KSampler", model=model, seed=seed, steps=self.steps, cfg=7.5, sampler_name="euler", scheduler="normal",
             positive=positive, negative=negative, latent_image=latent, denoise=1.0,
         )  # fmt: skip
         if self.torch.cuda.is_available():
             self.torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / self.steps
 
     def repetition(self) -> dict[str, float]:
         fresh, four = self.reference(), self.reference()
@@ -105,7 +105,7 @@ class Bench:
         self.reset_peak()
         with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
             self.step(model, clip)
-        return {"gflop": counter.get_total_flops() / ROWS / 1e9, "peak": self.peak()}
+        return {"gflop": counter.get_total_flops() / ROWS / self.steps / 1e9, "peak": self.peak()}
 
     def reset_peak(self) -> None:
         if self.torch.cuda.is_available():
@@ -121,8 +121,8 @@ class Bench:
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def measure(host: Host, size: int, device: str, repetitions: int, width: int) -> dict:
-    bench = Bench(host, size, device, width)
+def measure(host: Host, size: int, device: str, repetitions: int, width: int, steps: int) -> dict:
+    bench = Bench(host, size, device, width, steps)
     counted = bench.count()  # also the warm-up
     runs = [bench.repetition() for _ in range(repetitions)]
     seconds = {case: statistics.median(run[case] for run in runs) for case in CASES}
@@ -143,7 +143,7 @@ def measure(host: Host, size: int, device: str, repetitions: int, width: int) ->
 
 
 def show(size: int, result: dict) -> None:
-    print(f"\n{size}², one step with guidance: seconds (over plain)")
+    print(f"\n{size}², a step with guidance: seconds (over plain)")
     for case, seconds in result["seconds"].items():
         plain = result["seconds"]["plain ×4" if case.endswith("×4") else "plain"]
         print(f"  {case:28} {seconds:8.3f}   {seconds / plain:5.2f}×")
@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="picture sides in pixels")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="sampling steps of a picture; default 1 on the CPU, 20 on a GPU")
     parser.add_argument("--width", type=int, default=320, help="the U-Net's width; 320 is SD1.x")
     parser.add_argument(
         "--json", action="store_true", help="one JSON object on the last line; its top keys are of the largest size"
@@ -177,9 +178,10 @@ def main() -> None:
         else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     )
     print(f"{machine}, torch {torch.__version__}, median of {options.repetitions}")
+    steps = options.steps or (1 if options.device == "cpu" else 20)
     results = {}
     for size in options.sizes:
-        results[size] = measure(host, size, options.device, options.repetitions, options.width)
+        results[size] = measure(host, size, options.device, options.repetitions, options.width, steps)
         show(size, results[size])
     if options.json:
         print(json.dumps({"machine": machine, "torch": torch.__version__, **results[max(results)], "sizes": results}))

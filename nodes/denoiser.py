@@ -44,6 +44,17 @@ def training_mode():
         comfy.model_management.in_training = before
 
 
+def as_a_node(function, *args) -> Tensor:
+    """What a host's model gives when it runs as the executor runs nodes; training may use the result.
+
+    CLIP and VAE are the user's own. Once a node has moved their weights to a GPU, these are inference tensors, which compute
+    in inference mode alone.
+    """
+    with torch.inference_mode():
+        result = function(*args)
+    return result.clone()
+
+
 FAMILIES = (  # the first that fits: V_PREDICTION is a subclass of EPS in the host
     (comfy.model_sampling.V_PREDICTION_DDPM, "v"),
     (comfy.model_sampling.EDM, None),

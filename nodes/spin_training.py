@@ -29,6 +29,7 @@ from train_core import LocalEngine, gradient_checkpointing, save_tensors, weight
 
 from .denoiser import (
     ModelDenoiser,
+    as_a_node,
     batch_contexts,
     context_of,
     repeat_to_one_length,
@@ -108,7 +109,7 @@ class Captions:
         made_from = {"prompt": prompt, "clip": self.model_hash, "patches": self.patches, "layer": self.clip.layer_idx}
         key = store_key(**made_from)
         if self.store.get(key) is None:
-            with torch.no_grad():
+            with torch.inference_mode():  # as the executor runs nodes: see denoiser.as_a_node
                 cross_attn, options = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))[0]
             tensors = {name: value for name, value in options.items() if isinstance(value, Tensor)}
             self.store.put(key, {"cross_attn": cross_attn} | tensors, made_from)
@@ -152,8 +153,7 @@ def picture_encoder(vae: comfy.sd.VAE, model, store: TensorStore, resolution: in
 
     def encode(image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(numpy.asarray(image, dtype=numpy.float32) / 255)
-        with torch.no_grad():
-            return model.process_latent_in(vae.encode(pixels[None]))[0].float()
+        return model.process_latent_in(as_a_node(vae.encode, pixels[None]))[0].float()
 
     multiple = 64 if resolution >= 256 else 16  # the steps of SD's own training sizes; small worlds have small pictures
     return Encoder(encode, weights_hash(vae.first_stage_model.state_dict()), store, resolution, multiple)
@@ -183,8 +183,7 @@ class Watch:
 
 def picture_strip(vae: comfy.sd.VAE, model, latents: Tensor) -> Image.Image:
     """Latents as pictures side by side."""
-    with torch.no_grad():
-        pixels = vae.decode(model.process_latent_out(latents))  # [B, H, W, 3]
+    pixels = as_a_node(vae.decode, model.process_latent_out(latents))  # [B, H, W, 3]
     strip = torch.cat(list(pixels.clamp(0, 1)), dim=1)
     return Image.fromarray((strip * 255).round().to(torch.uint8).cpu().numpy())
 

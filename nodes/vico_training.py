@@ -47,7 +47,7 @@ from vico_core.training import (
     ViCoObjective,
 )
 
-from .denoiser import training_copy, training_mode
+from .denoiser import as_a_node, training_copy, training_mode
 from .vico import FOLDER, make_subject
 from .vico_attach import AUTOMATIC, GIVEN, Photo, Reference, attach
 from .vico_memory import estimate
@@ -130,11 +130,11 @@ def posterior(vae, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """(mean, std) of the VAE's latent of pixels [1, H, W, 3]; std None where it answers with a latent and no distribution."""
     regularization = getattr(vae.first_stage_model, "regularization", None)
     if not isinstance(regularization, comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer):
-        return vae.encode(pixels), None
+        return as_a_node(vae.encode, pixels), None
     moments = []
     hook = regularization.register_forward_hook(lambda module, args, out: moments.append(args[0]))
     try:
-        mean = vae.encode(pixels)
+        mean = as_a_node(vae.encode, pixels)
     finally:
         hook.remove()
     log_variance = moments[-1].chunk(2, dim=1)[1].to(mean)
@@ -259,9 +259,8 @@ def draw(model, clip, vae, prompts, seeds, steps: int, cfg: float, latent: Tenso
     for prompt in prompts:
         settings = (steps, cfg, "ddim", "ddim_uniform", encoded[prompt], encoded[""])
         start = torch.zeros_like(noise)
-        pictures.append(
-            vae.decode(comfy.sample.sample(model, noise, *settings, start, disable_pbar=True, seed=seeds[0]))
-        )
+        latents = comfy.sample.sample(model, noise, *settings, start, disable_pbar=True, seed=seeds[0])
+        pictures.append(as_a_node(vae.decode, latents))
     return torch.cat(pictures)
 
 

@@ -5,6 +5,7 @@ and executor, without a server.
 """
 
 import asyncio
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -13,6 +14,7 @@ from .get_host import HOST_HOME, ROOT, host_folder
 
 BASE = HOST_HOME / "base"  # models, custom_nodes, input, output and user of the developer's runs
 PACK_NAME = "vico-spin"
+DEVICE = os.environ.get("COMFYUI_DEVICE", "cpu")  # cuda: what runs on the host (tests too) runs on the GPU
 
 
 def prepare_base(base: Path = BASE) -> Path:
@@ -25,7 +27,7 @@ def prepare_base(base: Path = BASE) -> Path:
     return base
 
 
-def enter(base: Path = BASE, device: str = "cpu") -> None:
+def enter(base: Path = BASE, device: str = DEVICE) -> None:
     """Puts the host's folder first on sys.path and sets the arguments that its modules read while they are imported."""
     host = str(host_folder())
     if host in sys.path:
@@ -65,7 +67,7 @@ class Server:
 class Host:
     """One ComfyUI in this process, with its extra nodes and this pack loaded."""
 
-    def __init__(self, base: Path = BASE, device: str = "cpu"):
+    def __init__(self, base: Path = BASE, device: str = DEVICE):
         enter(base, device)
         import execution
         import server

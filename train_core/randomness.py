@@ -69,8 +69,9 @@ def restore_random_states(states: dict, device: torch.device) -> None:
 def weights_hash(weights: dict[str, Tensor]) -> str:
     """sha256 over names, types, shapes and bytes: equal exactly where every weight is equal."""
     digest = hashlib.sha256()
-    for name in sorted(weights):
-        weight = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.reshape(-1).view(torch.uint8).numpy())
+    with torch.inference_mode():  # outside it, weights that were loaded inside it cannot be viewed as bytes
+        for name in sorted(weights):
+            weight = weights[name].detach().cpu().contiguous()
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -19,6 +19,8 @@ import torch  # noqa: E402
 
 from scripts import models  # noqa: E402
 
+torch.backends.cudnn.allow_tf32 = False  # with COMFYUI_DEVICE=cuda: the originals' numbers are float32's
+
 
 @pytest.fixture(scope="session")
 def host():

@@ -39,14 +39,16 @@ def test_predicts_as_the_host_and_can_be_trained(denoiser, family):
                     {"pooled_output": torch.randn(1, 40, generator=generator)},
                 ]
             ]
+            device = copy.load_device
             context = denoiser.batch_contexts([denoiser.context_of(copy.model, text, shape)] * 2)
-            x_t, t = torch.randn(2, *shape, generator=generator), torch.tensor([3, 700])
+            context = {name: value.to(device) for name, value in context.items()}
+            x_t, t = torch.randn(2, *shape, generator=generator).to(device), torch.tensor([3, 700], device=device)
             with denoiser.residuals_kept(copy.model.diffusion_model):
                 weight = next(p for p in copy.model.diffusion_model.parameters() if p.ndim > 1).requires_grad_(True)
                 prediction = made.predict(x_t, t, context)
                 prediction.square().mean().backward()
             alpha, sigma = made.schedule.at(t, x_t)
-            host_sigma = made.sampling.sigmas[t]
+            host_sigma = made.sampling.sigmas.to(device)[t]
             host_x = x_t if made.prediction == "flow" else x_t / alpha
             expected = copy.model.apply_model(host_x, host_sigma, **context)
     found = denoised(prediction, x_t, alpha, sigma, made.prediction)

@@ -31,8 +31,10 @@ def places(host, tmp_path):
 
 def host_prediction(model, x, t, context):
     comfy.model_management.load_models_gpu([model], force_full_load=True)
+    device = model.load_device
     with torch.inference_mode():
-        return model.model.diffusion_model(x, t.float(), **context)
+        context = {name: value.to(device) for name, value in context.items()}
+        return model.model.diffusion_model(x.to(device), t.to(device).float(), **context).cpu()
 
 
 def close_to_1e_5(found, expected):

@@ -58,6 +58,7 @@ def test_a_graph_of_the_hosts_nodes_draws_a_picture(host):
     host.run(prompt)
 
 
+@torch.inference_mode()
 def test_any_word_can_be_encoded_and_unknown_words_read_alike(world):
     clip = world[1]
     encode = lambda text: clip.encode_from_tokens(clip.tokenize(text))  # noqa: E731
@@ -66,6 +67,7 @@ def test_any_word_can_be_encoded_and_unknown_words_read_alike(world):
     assert not torch.equal(encode("a crab on sand"), encode("a ghost on sand"))
 
 
+@torch.inference_mode()
 def test_a_long_prompt_and_weights_are_read_in_chunks_as_with_sd1(world):
     clip = world[1]
     assert clip.encode_from_tokens(clip.tokenize("a (red:1.3) crab on sand, " * 20)).shape[1] % 77 == 0

@@ -456,8 +456,8 @@ def small_controlnet(seed=4):
     generator = torch.Generator().manual_seed(seed)
     for p in net.parameters():
         p.data = torch.randn(p.shape, generator=generator) * (p[0].numel() ** -0.5 if p.ndim > 1 else 0.1)
-    cpu = torch.device("cpu")
-    return comfy.controlnet.ControlNet(net, load_device=cpu, manual_cast_dtype=None)
+    device = comfy.model_management.get_torch_device()
+    return comfy.controlnet.ControlNet(net, load_device=device, manual_cast_dtype=None)
 
 
 def test_a_controlnet_steers_the_picture_and_not_the_reference(bench):
