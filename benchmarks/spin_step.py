@@ -185,6 +185,7 @@ def host_trainer_seconds(host: Host, options) -> float:
 
     context_dim = options.width * 12 // 5
 
+    @functools.cache
     def model(*_, disable_dynamic=True):
         made = models.sd1(width=options.width, context_dim=context_dim)
         made.cached_patcher_init = (model, ())

@@ -138,7 +138,7 @@ class World:
             if condition == "mask off":
                 photos = replace(photos, masks=self.torch.ones(len(pictures), SIZE, SIZE))
             patcher, text = denoiser.training_copy(self.model), streams.training_clip(self.clip)
-            training.load([patcher, text.patcher])
+            denoiser.load_for_training([patcher, text.patcher])
             shapes = streams.places_of(patcher.model.diffusion_model)[1]
             words = training.start_words(text, who.class_word)
             trained = TrainedConcept([] if condition == "textual inversion" else shapes, words).to(patcher.load_device)

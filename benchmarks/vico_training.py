@@ -44,7 +44,7 @@ class Bench:
         self.stack.__enter__()
         self.patcher = self.denoiser.training_copy(self.make())
         clip = self.streams.training_clip(models.clip(width=768, heads=12, intermediate=3072, layers=12))
-        sys.modules[f"{package}.vico_training"].load([self.patcher, clip.patcher])
+        self.denoiser.load_for_training([self.patcher, clip.patcher])
         self.unet = self.patcher.model.diffusion_model
         self.device = self.patcher.load_device
         shapes = self.streams.places_of(self.unet)[1]

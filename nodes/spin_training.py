@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management
@@ -32,6 +33,8 @@ from .denoiser import (
     as_a_node,
     batch_contexts,
     context_of,
+    load_for_training,
+    model_hash,
     repeat_to_one_length,
     residuals_kept,
     training_copy,
@@ -95,7 +98,7 @@ class Captions:
 
     def __init__(self, clip: comfy.sd.CLIP, store: TensorStore):
         self.clip, self.store = clip, store
-        self.model_hash = weights_hash(clip.cond_stage_model.state_dict())
+        self.model_hash = model_hash(clip.cond_stage_model)
         self.patches = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""
         self.seen: dict[str, list] = {}
 
@@ -129,20 +132,10 @@ def host_sampler(patcher, captions: Captions, sampling: OpponentSampling) -> Cal
     def sample(prompts: list[str], seeds: list[int], shape: tuple[int, ...]) -> Tensor:
         empty = torch.zeros(1, *shape)
         noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
-        with torch.no_grad():
-            latents = comfy.sample.sample(
-                patcher,
-                noise,
-                sampling.steps,
-                sampling.cfg,
-                sampling.sampler,
-                sampling.scheduler,
-                captions.batch(prompts),
-                captions.batch([sampling.negative] * len(prompts)),
-                torch.zeros_like(noise),
-                disable_pbar=True,
-                seed=seeds[0],
-            )
+        conditions = captions.batch(prompts), captions.batch([sampling.negative] * len(prompts))
+        how = (sampling.steps, sampling.cfg, sampling.sampler, sampling.scheduler, *conditions)
+        draw = partial(comfy.sample.sample, disable_pbar=True, seed=seeds[0])
+        latents = as_a_node(draw, patcher, noise, *how, torch.zeros_like(noise))
         return patcher.model.process_latent_in(latents)
 
     return sample
@@ -156,7 +149,7 @@ def picture_encoder(vae: comfy.sd.VAE, model, store: TensorStore, resolution: in
         return model.process_latent_in(as_a_node(vae.encode, pixels[None]))[0].float()
 
     multiple = 64 if resolution >= 256 else 16  # the steps of SD's own training sizes; small worlds have small pictures
-    return Encoder(encode, weights_hash(vae.first_stage_model.state_dict()), store, resolution, multiple)
+    return Encoder(encode, model_hash(vae.first_stage_model), store, resolution, multiple)
 
 
 class Watch:
@@ -216,7 +209,7 @@ def train(
             pairs=options.method == "dpo",
             on_picture=lambda done: comfy.model_management.throw_exception_if_processing_interrupted(),
         )
-        load_again(patchers)
+        load_for_training(patchers)
         stack.enter_context(player.attached())
         sample = host_sampler(patcher, captions, options.opponent)
         watch = Watch(say, options.preview_every, previewer(vae, patchers, sample, corpus, options.preview_prompts))
@@ -262,15 +255,10 @@ def previewer(vae, patchers, sample, corpus, prompts: tuple[str, ...]) -> Callab
 
     def preview() -> Image.Image:
         strip = picture_strip(vae, patchers[0].model, sample(list(prompts), seeds, shape))
-        load_again(patchers)
+        load_for_training(patchers)
         return strip
 
     return preview
-
-
-def load_again(patchers: list) -> None:
-    """Brings the copies back to the device: CLIP and VAE may have taken their place there."""
-    comfy.model_management.load_models_gpu(patchers, force_full_load=True)
 
 
 def make_run(corpus, settings, options: TrainOptions, device, on_progress: OnProgress, parent: str) -> Run:

@@ -4,7 +4,6 @@ The frozen weights get none. The reference stream ends after the last place; ima
 """
 
 import contextlib
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +20,7 @@ from train_core import Engine, gradient_checkpointing
 from vico_core import Place, find_places, object_mask, read_columns, text_attention
 from vico_core.training import Batch, PlaceShape, Predicted, TrainedConcept
 
-from .denoiser import ModelDenoiser
+from .denoiser import ModelDenoiser, own_weights
 from .vico_attach import (
     AUTOMATIC,
     Capture,
@@ -54,7 +53,7 @@ def places_of(unet: torch.nn.Module) -> tuple[list[Place], list[PlaceShape]]:
 def training_clip(clip: comfy.sd.CLIP) -> comfy.sd.CLIP:
     """A CLIP with weights of its own, LoRAs merged in, that gradients can pass. Call it inside training_mode()."""
     source = clip.patcher
-    weights = copy.deepcopy(source.model).requires_grad_(False)
+    weights = own_weights(source.model, {})
     keep_residuals(weights)
     own = comfy.model_patcher.ModelPatcher(weights, source.load_device, source.offload_device)
     trained = clip.clone()

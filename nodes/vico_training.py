@@ -47,7 +47,7 @@ from vico_core.training import (
     ViCoObjective,
 )
 
-from .denoiser import as_a_node, training_copy, training_mode
+from .denoiser import as_a_node, load_for_training, model_hash, training_copy, training_mode
 from .vico import FOLDER, make_subject
 from .vico_attach import AUTOMATIC, GIVEN, Photo, Reference, attach
 from .vico_memory import estimate
@@ -260,7 +260,7 @@ def draw(model, clip, vae, prompts, seeds, steps: int, cfg: float, latent: Tenso
         settings = (steps, cfg, "ddim", "ddim_uniform", encoded[prompt], encoded[""])
         start = torch.zeros_like(noise)
         latents = comfy.sample.sample(model, noise, *settings, start, disable_pbar=True, seed=seeds[0])
-        pictures.append(as_a_node(vae.decode, latents))
+        pictures.append(vae.decode(latents))
     return torch.cat(pictures)
 
 
@@ -302,18 +302,12 @@ def make_preview(session: "Session", vae, photos: Photos, pictures: list[Picture
     source = AUTOMATIC if mask is None else GIVEN
 
     def preview(concept: ViCoConcept) -> Image.Image:
-        with torch.no_grad():
-            pixels = draw_with_concept(
-                session.patcher, session.text, vae, concept, reference, prompts, [0], PREVIEW_STEPS, PREVIEW_CFG, source
-            )
-        load(session.patchers)
+        parts = (session.patcher, session.text, vae, concept, reference)
+        pixels = as_a_node(draw_with_concept, *parts, prompts, [0], PREVIEW_STEPS, PREVIEW_CFG, source)
+        load_for_training(session.patchers)
         return to_image(torch.cat(list(pixels), dim=1))
 
     return preview
-
-
-def load(patchers: list) -> None:
-    comfy.model_management.load_models_gpu(patchers, force_full_load=True)
 
 
 # The training
@@ -378,7 +372,7 @@ class Session:
 
 def start_session(model, clip, settings: TrainSettings) -> Session:
     patcher, text = training_copy(model, AUTOCAST_DTYPES.get(settings.precision, torch.float32)), training_clip(clip)
-    load([patcher, text.patcher])
+    load_for_training([patcher, text.patcher])
     shapes, words = places_of(patcher.model.diffusion_model)[1], start_words(text, settings.initialiser)
     trained = TrainedConcept(shapes, words, settings.seed).to(patcher.load_device)
     engine = LocalEngine(patcher.load_device, settings.precision, settings.accumulation)
@@ -412,10 +406,10 @@ def identity_of(session: Session, vae, pictures, settings: TrainSettings) -> dic
     """All that a run's result hangs on; the number of steps does not count, so that a run can go further."""
     fixed = {name: value for name, value in asdict(settings).items() if name != "steps"}
     return {
-        "model": weights_hash(session.streams.unet.state_dict()),
-        "text encoder": weights_hash(session.text.patcher.model.state_dict()),
+        "model": model_hash(session.streams.unet),
+        "text encoder": model_hash(session.text.patcher.model),
         "layer": session.text.layer_idx,
-        "vae": weights_hash(vae.first_stage_model.state_dict()),
+        "vae": model_hash(vae.first_stage_model),
         "photos": pictures_hash(pictures),
         **fixed,
     }

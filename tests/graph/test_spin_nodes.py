@@ -269,7 +269,7 @@ def test_previews_draw_the_same_seeds_and_leave_the_run_alone(play):
 def test_memory_savers_learn_the_same(play, changes):
     plain, saving = play(tiny(), run_name="plain"), play(tiny(), run_name="saving", **changes)
     for name, tensor in plain[1].items():
-        torch.testing.assert_close(saving[1][name], tensor, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(saving[1][name], tensor, rtol=1e-3, atol=1e-5)  # a hundredth of a step
 
 
 def test_dataset_of_the_graph_needs_matching_captions(call):
