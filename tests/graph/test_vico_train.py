@@ -389,3 +389,23 @@ def test_memory_is_given_back_over_20_runs(train):
         train(steps=1, seed=seed)
     assert live_bytes() <= 1.05 * before
     assert len(comfy.model_management.current_loaded_models) <= loaded
+
+
+def test_clip_and_vae_still_work_when_training_made_them_move(train, parts, call, monkeypatch):
+    """Between devices, .to() puts other data under a weight; outside inference mode that breaks those of the host for good."""
+    plain_to = torch.nn.Module.to
+
+    def to(module, *args, **kwargs):
+        moved = plain_to(module, *args, **kwargs)
+        for weight in moved.parameters():
+            weight.data = torch.clone(weight.data)
+        return moved
+
+    with torch.inference_mode():
+        before = call("CLIPTextEncode", clip=parts["clip"], text="a toy")[0][0][0]
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    train(preview_prompts="a photo of a *", preview_every=1)
+    train(seed=4)
+    after = call("CLIPTextEncode", clip=parts["clip"], text="a toy")[0][0][0]
+    assert torch.equal(after, before)
+    call("VAEDecode", samples={"samples": torch.zeros(1, 4, 8, 8)}, vae=parts["vae"])
