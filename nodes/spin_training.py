@@ -215,7 +215,7 @@ def train(
         watch = Watch(say, options.preview_every, previewer(vae, patchers, sample, corpus, options.preview_prompts))
         parent = player.opponent_hash()
         run = make_run(corpus, settings, options, patcher.load_device, watch, parent)
-        game = play_method(player, sample, run, options)
+        game = play_method(player, returning(sample, patchers), run, options)
         metrics = metrics_of(game, settings, options, parent, run.folder)
         trained = Trained(*learnt(player, options), metrics, report)
         if game.stopped_by is not None:
@@ -259,6 +259,17 @@ def previewer(vae, patchers, sample, corpus, prompts: tuple[str, ...]) -> Callab
         return strip
 
     return preview
+
+
+def returning(sample: Callable[..., Tensor], patchers: list) -> Callable[..., Tensor]:
+    """The sampler, after which the copies are where training needs them: short of memory, a prompt's encoding displaces them."""
+
+    def draw(*wanted) -> Tensor:
+        latents = sample(*wanted)
+        load_for_training(patchers)
+        return latents
+
+    return draw
 
 
 def make_run(corpus, settings, options: TrainOptions, device, on_progress: OnProgress, parent: str) -> Run:

@@ -364,3 +364,28 @@ def test_a_file_that_is_no_model_is_named(call, spin_folder):
     save_file({"x": torch.zeros(1)}, spin_folder / "odd.safetensors")
     with pytest.raises(ValueError, match=r'"odd.safetensors" is neither'):
         load(call, spin_folder, spin_folder / "odd.safetensors")
+
+
+def test_a_model_that_drawing_has_displaced_is_trained_on(play, monkeypatch):
+    """Short of memory, the opponent's drawing moves the trained copies, inside inference mode, as a GPU's .to() does."""
+    sample = comfy.sample.sample
+
+    def displacing(model, *args, **kwargs):
+        drawn = sample(model, *args, **kwargs)
+        for weight in model.model.parameters():
+            weight.data = torch.clone(weight.data)
+        comfy.model_management.unload_all_models()
+        return drawn
+
+    plain_to = torch.nn.Module.to
+
+    def to(module, *args, **kwargs):
+        moved = plain_to(module, *args, **kwargs)
+        for weight in moved.parameters():
+            weight.data = torch.clone(weight.data)
+        return moved
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    monkeypatch.setattr(comfy.sample, "sample", displacing)
+    loss = play(tiny())[2]
+    assert len(loss["loss"]) == 2
