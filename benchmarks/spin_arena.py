@@ -29,7 +29,7 @@ from train_core import (
     weights_hash,
 )
 
-FINE, CRUDE = (0.8, 1.0), (0.0, 0.2)
+FINE, FAIR, CRUDE = (0.8, 1.0), (0.6, 0.8), (0.0, 0.2)
 JUDGED_CFG = 5.0
 DRAWN_AT_ONCE = 20
 SHOWN = 8  # pictures of each judged model that a person gets to see
@@ -49,6 +49,7 @@ class Method:
     cfg: float = 3.0  # the opponent's
     share_noise: bool = True
     lora_rank: int = 0  # 0: all weights
+    rejected: tuple[float, float] = CRUDE  # the taste of the pictures that DPO turns from
 
 
 class UNet:
@@ -96,15 +97,15 @@ class Arena:
             encoded = self.world.vae.encode(torch.from_numpy(show(art)).float() / 255)
         return self.world.model.model.process_latent_in(encoded).clone()
 
-    def corpus(self, seed: int) -> Corpus:
-        """Fine pictures as the real ones, and the same scenes drawn crudely for DPO."""
+    def corpus(self, seed: int, rejected_taste: tuple[float, float]) -> Corpus:
+        """Fine pictures as the real ones, and the same scenes less finely drawn for DPO."""
         art, captions = drawn(100 + seed, FINE, self.real)
-        crude, same = drawn(100 + seed, CRUDE, self.real)
+        worse, same = drawn(100 + seed, rejected_taste, self.real)
         if captions != same:
-            raise RuntimeError("the crude pictures show other scenes than the fine ones")
-        real, rejected = self.latents(art), self.latents(crude)
+            raise RuntimeError("the rejected pictures show other scenes than the fine ones")
+        real, rejected = self.latents(art), self.latents(worse)
         shapes = [tuple(latent.shape) for latent in real]
-        fingerprint = store_key(seed=seed, real=self.real)
+        fingerprint = store_key(seed=seed, real=self.real, rejected=list(rejected_taste))
         return Corpus(captions, shapes, lambda i: real[i], self.text, lambda i: rejected[i], fingerprint)
 
     def sample(self, weights: Weights, prompts: list[str], noise: Tensor, cfg: float) -> Tensor:
@@ -150,7 +151,7 @@ class Arena:
             share_noise=method.share_noise,
             seed=seed,
         )
-        run = Run(self.corpus(seed), settings, LocalEngine(), folder, keep)
+        run = Run(self.corpus(seed, method.rejected), settings, LocalEngine(), folder, keep)
         if method.lora_rank:
             return self._adapted(model, method, run)
         frozen = copy.deepcopy(model)

@@ -1,12 +1,13 @@
 """Does self-play do what the paper claims? python -m benchmarks.spin_evidence [--quick] [--methods M …] [--ablations] [--json]
 
 In the Sprite World, from its base, whose taste is mixed, with few finely drawn pictures as real data: supervised
-fine-tuning, Diffusion-DPO (fine over crude drawings of the same scenes) and SPIN in three rounds, at equal numbers of
-gradient steps and of real pictures. Each method has the rate (and beta, where several are tried) that drew the finest
-on other prompts, of those that followed them no worse than 3 points below the base; SPIN's must besides not pass the
-real pictures' own taste in its first round. Taste, following and Fréchet distance are read by the
-world's classifier; a win is a picture drawn more finely than the other model's of the same prompt and seed, its
-interval a bootstrap over prompts.
+fine-tuning, Diffusion-DPO (fine over crude drawings of the same scenes), the same of close pairs (the rejected drawing
+is finer than the base's too, as in Pick-a-Pic, whose pictures are of stronger models than the one that is trained) and
+SPIN in three rounds, at equal numbers of gradient steps and of real pictures. Each method has the rate that drew the
+finest on other prompts, of those that followed them no worse than 3 points below the base; SPIN's must besides not pass
+the real pictures' own taste in its first round. Taste, following and Fréchet distance are read by the world's
+classifier; a win is a picture drawn more finely than the other model's of the same prompt and seed, its interval a
+bootstrap over prompts.
 
 Every result is kept in --output as soon as it is there, and found again: a run can be cut, and several processes can
 take a method each (--methods). The tables, curves and pictures are made when all methods are there.
@@ -19,14 +20,19 @@ from pathlib import Path
 
 import numpy
 
-from benchmarks.spin_arena import FINE, Arena, Method
+from benchmarks.spin_arena import FAIR, FINE, Arena, Method
 from scores import win_rate, win_rate_interval
 from scripts.sprite_world_card import BASE
 from scripts.train_sprite_world import ROOT
 from sprite_world.pictures import evaluation_prompts, show
 from train_core import write_atomically
 
-METHODS = ("sft", "dpo", "spin")
+METHODS = {
+    "SFT": Method("sft", 0),
+    "DPO": Method("dpo", 0),
+    "DPO of close pairs": Method("dpo", 0, rejected=FAIR),
+    "SPIN": Method("spin", 0),
+}
 FOLLOWING_LOSS = 0.03
 COLUMNS = ("taste", "followed", "class_word", "frechet")
 
@@ -41,13 +47,12 @@ class Sizes:
     rounds: int = 3
     prompts: int = 100
     search_prompts: int = 40
-    seeds: int = 2
     sampling_steps: int = 15
-    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-    betas: tuple[float, ...] = (2000.0,)
+    seeds: int = 2
+    rates: tuple[float, ...] = (3e-5, 5e-5, 7e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3)
 
 
-QUICK = Sizes(16, 4, 4, 2, 12, 8, 1, 6, (1e-4,), (2000.0,))
+QUICK = Sizes(16, 4, 4, 2, 12, 8, 6, 1, (1e-4,))
 
 
 def ablations(chosen: Method) -> dict[str, Method]:
@@ -77,7 +82,9 @@ class Study:
         self._claim_folder()
 
     def _claim_folder(self) -> None:
-        made_from = json.dumps({"base": self.arena.base_hash, **asdict(self.sizes)})
+        named = ("seeds", "rates")  # in the results' names: more of them can be added
+        sizes = {name: value for name, value in asdict(self.sizes).items() if name not in named}
+        made_from = json.dumps({"base": self.arena.base_hash, **sizes})
         path = self.folder / "plan.json"
         if path.exists() and path.read_text() != made_from:
             raise SystemExit(
@@ -87,7 +94,7 @@ class Study:
 
     def result(self, name: str, make) -> dict:
         """The named result: from its file, or made and kept."""
-        path = self.folder / f"{name}.json"
+        path = self.folder / f"{file_name(name)}.json"
         if not path.exists():
             made = make()
             write_atomically(path, lambda partial: partial.write_text(json.dumps(made)))
@@ -99,46 +106,49 @@ class Study:
 
     def trained(self, name: str, method: Method, seed: int) -> list[dict]:
         """What is judged after each round."""
+        name = f"{name}-{method.rate:g}-{seed}"
 
         def make() -> list[dict]:
-            rounds = self.arena.train(method, seed, self.folder / "runs" / f"{name}-{seed}")
+            rounds = self.arena.train(method, seed, self.folder / "runs" / file_name(name))
             return [self.arena.judge(weights, self.prompts, seed) for weights in rounds]
 
-        return self.result(f"{name}-{seed}", make)
+        return self.result(name, make)
 
-    def searched(self, method: Method) -> dict:
+    def searched(self, name: str, method: Method) -> dict:
+        name = f"search-{name}-{method.rate:g}"
+
         def make() -> dict:
-            [weights] = self.arena.train(method, 99, self.folder / "runs" / f"search-{method.kind}")
+            [weights] = self.arena.train(method, 99, self.folder / "runs" / file_name(name))
             return self.arena.judge(weights, self.search_prompts, 99)
 
-        return self.result(f"search-{method.kind}-{method.rate:g}-{method.beta:g}", make)
+        return self.result(name, make)
 
-    def chosen(self, kind: str) -> Method:
-        """The finest drawing on the search's prompts among those that still follow them.
+    def chosen(self, name: str) -> Method:
+        """The finest drawing on the search's prompts among the rates, from the lowest up to where following is lost.
 
         SPIN's first round must moreover not pass the real pictures' own taste: the game pulls towards the data, so a
         player that has gone beyond them comes back in the next round.
         """
-        sizes = self.sizes
         base = self.result("search-base", lambda: self.arena.judge(self.arena.base, self.search_prompts, 99))
-        betas = sizes.betas if kind != "sft" else sizes.betas[:1]
-        tried = [Method(kind, rate, beta, sizes.steps, 1) for rate in sizes.rates for beta in betas]
-        found = {method: self.searched(method) for method in tried}
-        taste = {method: numpy.mean(found[method]["taste"]) for method in tried}
-        fit = [m for m in tried if found[m]["followed"] >= base["followed"] - FOLLOWING_LOSS]
-        fit = [m for m in fit if kind != "spin" or taste[m] <= numpy.mean(FINE)]
+        taste: dict[Method, float] = {}
+        for rate in self.sizes.rates:
+            method = replace(METHODS[name], rate=rate, steps=self.sizes.steps, rounds=1)
+            found = self.searched(name, method)
+            if found["followed"] < base["followed"] - FOLLOWING_LOSS:
+                break
+            taste[method] = numpy.mean(found["taste"])
+        fit = [method for method in taste if method.kind != "spin" or taste[method] <= numpy.mean(FINE)]
         if not fit:
-            raise SystemExit(f"no rate fits {kind}: all of them lose the prompt or overshoot; try smaller ones")
-        best = max(fit, key=taste.get)
-        return replace(best, rounds=sizes.rounds)
+            raise SystemExit(f"no rate fits {name}: all of them lose the prompt or overshoot; try smaller ones")
+        return replace(max(fit, key=taste.get), rounds=self.sizes.rounds)
 
-    def methods(self, kinds: tuple[str, ...]) -> dict[str, Method]:
+    def methods(self, names: tuple[str, ...]) -> dict[str, Method]:
         """Searches and trains these; returns what was chosen."""
-        chosen = {kind: self.chosen(kind) for kind in kinds}
+        chosen = {name: self.chosen(name) for name in names}
         for seed in range(self.sizes.seeds):
             self.base(seed)
-            for kind, method in chosen.items():
-                self.trained(kind, method, seed)
+            for name, method in chosen.items():
+                self.trained(name, method, seed)
         return chosen
 
     def over_seeds(self, results: list[dict]) -> dict:
@@ -146,20 +156,31 @@ class Study:
         means = {name: float(numpy.mean([found[name] for found in results])) for name in COLUMNS}
         return means | {"tastes": numpy.array([found["taste"] for found in results]).T}
 
-    def models(self, chosen: dict[str, Method]) -> dict[str, dict]:
-        """Every row of the table: {"base": …, "SFT, 50 steps": …, "SPIN round 1": …}."""
+    def models(self, chosen: dict[str, Method]) -> dict[str, list[dict]]:
+        """Of the base its one state, of each method that after each round: {"base": [·], "SFT": [·, ·, ·], …}."""
         seeds = range(self.sizes.seeds)
-        rows = {"base": self.over_seeds([self.base(seed) for seed in seeds])}
-        for kind, method in chosen.items():
-            runs = [self.trained(kind, method, seed) for seed in seeds]
-            for number in range(self.sizes.rounds):
-                rows[row_name(kind, number, method)] = self.over_seeds([run[number] for run in runs])
-        return rows
+        found = {"base": [self.over_seeds([self.base(seed) for seed in seeds])]}
+        for name, method in chosen.items():
+            runs = [self.trained(name, method, seed) for seed in seeds]
+            found[name] = [self.over_seeds(list(states)) for states in zip(*runs, strict=True)]
+        return found
 
 
-def row_name(kind: str, number: int, method: Method) -> str:
-    steps = (number + 1) * method.steps
-    return f"SPIN round {number + 1} ({steps} steps)" if kind == "spin" else f"{kind.upper()} ({steps} steps)"
+def file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+
+
+def row_name(name: str, number: int, steps: int) -> str:
+    """Of the state after so many rounds of so many steps."""
+    return f"{name} round {number} ({number * steps} steps)" if name == "SPIN" else f"{name} ({number * steps} steps)"
+
+
+def rows_of(models: dict[str, list[dict]], steps: int) -> dict[str, dict]:
+    """Every state by its row's name."""
+    rows = {"base": models["base"][0]}
+    for name in METHODS:
+        rows |= {row_name(name, number, steps): state for number, state in enumerate(models[name], start=1)}
+    return rows
 
 
 def told(found: dict) -> str:
@@ -188,25 +209,32 @@ def as_markdown(models: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def duels(models: dict[str, dict]) -> dict[str, dict]:
-    """SPIN against each baseline at equal steps, round by round."""
-    names = {kind: [name for name in models if name.startswith(kind)] for kind in ("SPIN", "SFT", "DPO")}
+def duels(models: dict[str, list[dict]], steps: int) -> dict[str, dict[str, dict]]:
+    """SPIN against each baseline at equal steps, round by round: {baseline: {duel: wins}}."""
+    rounds = list(enumerate(models["SPIN"], start=1))
     return {
-        f"{spin} over {other}": compared(models[spin], models[other])
-        for kind in ("SFT", "DPO")
-        for spin, other in zip(names["SPIN"], names[kind], strict=True)
+        other: {
+            f"{row_name('SPIN', number, steps)} over {row_name(other, number, steps)}": compared(
+                spin, models[other][number - 1]
+            )
+            for number, spin in rounds
+        }
+        for other in METHODS
+        if other != "SPIN"
     }
 
 
-def verdict(found: dict[str, dict]) -> dict[str, bool]:
+def verdict(found: dict[str, dict[str, dict]]) -> dict[str, bool]:
     """The paper's claims: above SFT from round 1, above DPO from round 2, intervals apart from one half."""
-    rounds = {
-        kind: [duel["low"] > 0.5 for name, duel in found.items() if f"over {kind}" in name] for kind in ("SFT", "DPO")
+    above = {other: [duel["low"] > 0.5 for duel in by_round.values()] for other, by_round in found.items()}
+    return {
+        f"SPIN above {other} from round {first}": all(rounds[first - 1 :])
+        for other, rounds in above.items()
+        for first in [1 if other == "SFT" else 2]
     }
-    return {"SPIN above SFT from round 1": all(rounds["SFT"]), "SPIN above DPO from round 2": all(rounds["DPO"][1:])}
 
 
-def draw_curves(models: dict[str, dict], sizes: Sizes, path: Path) -> None:
+def draw_curves(models: dict[str, list[dict]], sizes: Sizes, path: Path) -> None:
     """Taste and wins over the base by the number of steps."""
     import matplotlib
 
@@ -215,12 +243,12 @@ def draw_curves(models: dict[str, dict], sizes: Sizes, path: Path) -> None:
 
     figure, (taste, wins) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     steps = [sizes.steps * number for number in range(sizes.rounds + 1)]
-    for kind in ("SFT", "DPO", "SPIN"):
-        rows = [found for name, found in models.items() if name.startswith(kind)]
-        taste.plot(steps, [found["taste"] for found in (models["base"], *rows)], marker="o", label=kind)
-        against = [compared(found, models["base"]) for found in rows]
+    [base] = models["base"]
+    for name in METHODS:
+        taste.plot(steps, [state["taste"] for state in (base, *models[name])], marker="o", label=name)
+        against = [compared(state, base) for state in models[name]]
         spread = [[a["win"] - a["low"] for a in against], [a["high"] - a["win"] for a in against]]
-        wins.errorbar(steps[1:], [a["win"] for a in against], yerr=spread, marker="o", capsize=3, label=kind)
+        wins.errorbar(steps[1:], [a["win"] for a in against], yerr=spread, marker="o", capsize=3, label=name)
     wins.axhline(0.5, color="grey", linewidth=0.8)
     taste.set(xlabel="gradient steps", ylabel="taste")
     wins.set(xlabel="gradient steps", ylabel="wins over the base")
@@ -247,28 +275,25 @@ def draw_pictures(rows: dict[str, dict], path: Path) -> None:
 
 def write_documents(study: Study, chosen: dict[str, Method], docs: Path) -> dict:
     """Table, curves and pictures into docs; returns all numbers."""
-    models = study.models(chosen)
-    against = duels(models)
-    table = "\n".join([as_markdown(models), "", "| duel | wins |", "| --- | --- |"])
-    table += "".join(f"\n| {name} | {as_cells(duel)} |" for name, duel in against.items())
-    sizes = study.sizes
-    said = ", ".join(
-        f"{kind.upper()} rate {method.rate:g}" + ("" if kind == "sft" else f" and beta {method.beta:g}")
-        for kind, method in chosen.items()
-    )
+    sizes, models = study.sizes, study.models(chosen)
+    rows, against = rows_of(models, sizes.steps), duels(models, sizes.steps)
+    table = "\n".join([as_markdown(rows), "", "| duel | wins |", "| --- | --- |"])
+    for duel in against.values():
+        table += "".join(f"\n| {name} | {as_cells(wins)} |" for name, wins in duel.items())
+    said = ", ".join(f"{name} {method.rate:g}" for name, method in chosen.items())
     text = (
         f"{table}\n\n{sizes.real} real pictures, {sizes.batch} pairs a step, {sizes.prompts} prompts, {sizes.seeds} training seeds; "
-        f"pictures by Euler, {sizes.sampling_steps} steps. Chosen on other prompts: {said}.\n"
+        f"pictures by Euler, {sizes.sampling_steps} steps; beta {chosen['SPIN'].beta:g}. Rates, chosen on other prompts: {said}.\n"
     )
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "spin_evidence.md").write_text(text, encoding="utf-8")
     draw_curves(models, sizes, docs / "spin_evidence.png")
     shown = {"base": study.base(0)} | {
-        row_name(kind, sizes.rounds - 1, method): study.trained(kind, method, 0)[-1] for kind, method in chosen.items()
+        row_name(name, sizes.rounds, sizes.steps): study.trained(name, method, 0)[-1] for name, method in chosen.items()
     }
     draw_pictures(shown, docs / "spin_evidence_pictures.png")
     print(text)
-    plain = {name: {k: v for k, v in found.items() if k != "tastes"} for name, found in models.items()}
+    plain = {name: {k: v for k, v in state.items() if k != "tastes"} for name, state in rows.items()}
     return {"models": plain, "duels": against, "claims": verdict(against)}
 
 
@@ -277,17 +302,17 @@ def write_ablations(study: Study, chosen: Method, docs: Path) -> None:
     base = study.over_seeds([study.base(0)])
     rows = {"base": base}
     for name, method in ablations(chosen).items():
-        file = "ablation-" + "".join(c if c.isalnum() else "_" for c in name)
-        rows[name] = study.over_seeds(study.trained(file, method, 0))
+        rows[name] = study.over_seeds(study.trained(f"ablation-{name}", method, 0))
+    text = f"{as_markdown(rows)}\n\nOne round at rate {chosen.rate:g}, one seed.\n"
     docs.mkdir(parents=True, exist_ok=True)
-    (docs / "spin_ablations.md").write_text(as_markdown(rows) + "\n", encoding="utf-8")
-    print(as_markdown(rows))
+    (docs / "spin_ablations.md").write_text(text, encoding="utf-8")
+    print(text)
 
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small: does it all run?")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="only these; no table")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS), help="only these; no table")
     parser.add_argument("--ablations", action="store_true", help="SPIN's variants instead, one round each")
     parser.add_argument("--weights", type=Path, default=BASE)
     parser.add_argument(
@@ -303,10 +328,10 @@ def main() -> None:
     folder = options.output / ("quick" if options.quick else "full")
     study = Study(options.weights, QUICK if options.quick else Sizes(), folder)
     if options.ablations:
-        write_ablations(study, study.chosen("spin"), options.docs or folder)
+        write_ablations(study, study.chosen("SPIN"), options.docs or folder)
         return
     chosen = study.methods(tuple(options.methods))
-    if set(chosen) != set(METHODS):
+    if chosen.keys() != METHODS.keys():
         return
     found = write_documents(study, chosen, options.docs or folder)
     for claim, holds in found["claims"].items():

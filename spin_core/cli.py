@@ -13,7 +13,7 @@ from train_core import LoRA, save_tensors, shard, stack_lora, weights_hash
 from .curves import verdict
 from .data import Dataset, Report
 from .encoding import encode_dataset
-from .game import Opponent, Progress, Run, generate, play, train_baseline
+from .game import Opponent, Progress, Run, generate, of_round, play, train_baseline
 from .pipelines import (
     LORA_LAYERS,
     SHARDED_BLOCKS,
@@ -49,13 +49,19 @@ def make_engine(settings: TrainSettings | GenerateSettings):
     from accelerate import Accelerator
 
     training = isinstance(settings, TrainSettings)
-    return Accelerator(
+    engine = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or Accelerate overlooks the other processes of a CPU run
         mixed_precision=settings.precision if training else "no",
         gradient_accumulation_steps=settings.accumulation if training else 1,
         log_with=settings.tracker if training else None,
         project_dir=settings.output,
     )
+    if training and settings.tracker and not engine.log_with:
+        raise ValueError(
+            f'the tracker "{settings.tracker}" is not installed: install its package, or leave --tracker out '
+            "(log.jsonl holds the same numbers)"
+        )
+    return engine
 
 
 def make_corpus(pipeline, settings: ModelSettings, engine, report: Report, pairs: bool):
@@ -88,7 +94,7 @@ def run_train(settings: TrainSettings) -> None:
     if engine.is_main_process:
         print(report.text())
     if settings.tracker:
-        engine.init_trackers("spin", json.loads(settings.model_dump_json()))
+        engine.init_trackers("spin", plain_values(settings))
     if settings.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     player, drawer = make_player(pipeline, settings, engine)
@@ -104,6 +110,12 @@ def run_train(settings: TrainSettings) -> None:
     if engine.is_main_process:
         print(verdict(metrics))
     engine.end_training()
+
+
+def plain_values(settings: TrainSettings) -> dict[str, str | int | float | bool]:
+    """The settings as every tracker takes them: lists as text."""
+    found = json.loads(settings.model_dump_json(exclude_none=True))
+    return {name: value if isinstance(value, str | int | float) else str(value) for name, value in found.items()}
 
 
 def make_player(pipeline, settings: TrainSettings, engine):
@@ -130,6 +142,7 @@ class Log:
     def __init__(self, settings: TrainSettings, engine):
         self.engine, self.file = engine, settings.output / "log.jsonl"
         self.pairs = settings.batch_size * settings.accumulation
+        self.steps = settings.steps
 
     def __call__(self, progress: Progress) -> None:
         if not self.engine.is_main_process:
@@ -148,7 +161,8 @@ class Log:
         }
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(logged) + "\n")
-        self.engine.log(logged)
+        earlier = sum(of_round(self.steps, number) for number in range(1, progress.round_number))
+        self.engine.log(logged, step=earlier + report.step)
         print(f"round {progress.round_number}, step {report.step}: loss {report.loss:.4f}", flush=True)
 
 

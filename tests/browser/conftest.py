@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))
 from scripts.demo import ask, server  # noqa: E402
 from scripts.get_browser import find_chromium  # noqa: E402
 from scripts.host import BASE, enter, prepare_base  # noqa: E402
+from tests.browser.one_photo_files import write_one_photo_files  # noqa: E402
 
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"]
 
@@ -19,9 +20,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disa
 def address(tmp_path_factory):
     base = prepare_base(BASE)
     enter(base)
-    from scripts.demo_files import write_demo_files
-
-    write_demo_files(base)
+    write_one_photo_files(base)
     with server(base, tmp_path_factory.mktemp("output")) as address:
         ask(address + "/api/settings", {"Comfy.TutorialCompleted": True})
         yield address

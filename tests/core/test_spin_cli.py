@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import diffusers
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from spin_core.cli import main
 from spin_core.settings import TrainSettings, parse
@@ -130,10 +133,34 @@ def test_generate_makes_what_training_then_uses(train, tmp_path, capsys):
     assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "run" / "pictures").rglob("*.safetensors"))] == before
 
 
-@pytest.mark.parametrize("method", ["sft"])
-def test_baseline(train, tmp_path, method):
-    assert train("--method", method) == 0
+def test_supervised_baseline(train, tmp_path):
+    assert train("--method", "sft") == 0
     assert len(log_of(tmp_path / "run")) == 2
+
+
+def test_dpo_on_pairs_as_pick_a_pic_has_them(train, tmp_path, data, capsys):
+    pictures = [(data / f"{name}.png").read_bytes() for name in "abc"]
+    columns = {"jpg_0": pictures, "jpg_1": pictures[1:] + pictures[:1], "caption": ["red", "green", "blue"]}
+    labels = {"label_0": [1.0, 0.0, 0.5], "label_1": [0.0, 1.0, 0.5]}  # the last one a tie
+    pyarrow.parquet.write_table(pyarrow.table(columns | labels), tmp_path / "pairs.parquet")
+    assert train("--method", "dpo", "--data", str(tmp_path / "pairs.parquet")) == 0
+    told = capsys.readouterr().out
+    assert "2 samples" in told and "tie: 1 (pairs.parquet, row 3)" in told
+    first, second = log_of(tmp_path / "run")
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-6) and second["implicit_accuracy"] in (0, 0.5, 1)
+    assert second["loss"] != first["loss"]
+
+
+def test_a_tracker_gets_every_step_of_every_round(train, tmp_path):
+    assert train("--rounds", "2", "--tracker", "tensorboard") == 0
+    told = EventAccumulator(str(tmp_path / "run" / "spin")).Reload().Scalars("loss")
+    logged = [(number, line["loss"]) for number, line in enumerate(log_of(tmp_path / "run"), start=1)]
+    assert [(scalar.step, scalar.value) for scalar in told] == [(step, pytest.approx(loss)) for step, loss in logged]
+
+
+def test_a_tracker_that_is_not_there_is_said(train, capsys):
+    assert train("--tracker", "aim") == 1
+    assert 'the tracker "aim" is not installed' in capsys.readouterr().err
 
 
 def test_errors_are_one_sentence(train, capsys):

@@ -38,7 +38,7 @@ def write_checkpoint(path: Path) -> None:
     import comfy.sd1_clip
     import comfy.taesd.taesd
 
-    from .models import seeded, unet_config
+    from scripts.models import seeded, unet_config
 
     layout = unet_config(width=WIDTH, channel_mult=(1, 1, 1, 1), context_dim=768)
     with torch.device("meta"):
@@ -68,7 +68,7 @@ def write_photo(path: Path) -> None:
     Image.fromarray(data.chelsea()).save(path)
 
 
-def write_demo_files(base: Path) -> None:
+def write_one_photo_files(base: Path) -> None:
     """Puts what is not there yet into the host's base directory."""
     wanted = {
         base / "models" / "checkpoints" / CHECKPOINT: write_checkpoint,
