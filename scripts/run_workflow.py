@@ -29,6 +29,8 @@ def write_thumbnail(picture: Path, path: Path) -> None:
 
     image = Image.open(picture).convert("RGB")
     image.thumbnail((THUMBNAIL, THUMBNAIL))
+    larger = THUMBNAIL // max(image.size)  # whole pixels, where a browser would blur a small world's picture
+    image = image.resize((image.width * larger, image.height * larger), Image.Resampling.NEAREST)
     image.save(path, quality=88)
 
 
