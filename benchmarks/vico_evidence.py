@@ -209,20 +209,25 @@ def of_identities(results: list[dict], condition: str, what: str) -> list[float]
     return [sum(r[condition][what]) / len(r[condition][what]) for r in results]
 
 
-def shared(results: list[dict]) -> list[str]:
-    """The conditions that every identity has."""
-    return [condition for condition in CONDITIONS if all(condition in result for result in results)]
+def having(results: list[dict], *conditions: str) -> list[dict]:
+    """The identities for which all of these are there: a condition may have been run for the first few alone."""
+    return [result for result in results if all(condition in result for condition in conditions)]
 
 
 def table(results: list[dict]) -> dict:
-    """{condition: {"identity": mean, "identity_interval": [low, high], "prompt": …, "seconds": a training step's median}}."""
+    """{condition: {"identities": how many, "identity": mean, "identity_interval": [low, high], "prompt": …,
+    "seconds": a training step's median}}."""
     from scores.statistics import mean_interval
 
     rows = {}
-    for condition in shared(results):
-        row = {"seconds": sorted(r[condition]["seconds"] for r in results)[len(results) // 2]}
+    for condition in CONDITIONS:
+        found = having(results, condition)
+        if not found:
+            continue
+        seconds = sorted(result[condition]["seconds"] for result in found)
+        row = {"identities": len(found), "seconds": seconds[len(found) // 2]}
         for what in MEASURES:
-            values = of_identities(results, condition, what)
+            values = of_identities(found, condition, what)
             interval = [
                 None if math.isnan(end) else end for end in mean_interval(values)
             ]  # None: all alike, or one alone
@@ -236,14 +241,15 @@ def gains(results: list[dict]) -> dict[str, dict]:
     from scores.statistics import mean_difference_interval
 
     found = {}
-    conditions = shared(results)
-    for condition in conditions if "ViCo" in conditions else ():
-        if condition != "ViCo":
-            found[condition] = {}
-            for what in MEASURES:
-                a, b = (of_identities(results, name, what) for name in ("ViCo", condition))
-                ends = [None if math.isnan(end) else end for end in mean_difference_interval(a, b)]
-                found[condition][what] = [sum(a) / len(a) - sum(b) / len(b), *ends]
+    for condition in CONDITIONS:
+        both = having(results, "ViCo", condition)
+        if condition == "ViCo" or not both:
+            continue
+        found[condition] = {}
+        for what in MEASURES:
+            a, b = (of_identities(both, name, what) for name in ("ViCo", condition))
+            ends = [None if math.isnan(end) else end for end in mean_difference_interval(a, b)]
+            found[condition][what] = [sum(a) / len(a) - sum(b) / len(b), *ends]
     return found
 
 
@@ -258,17 +264,22 @@ def gain_cell(gain: list) -> str:
 
 
 def as_markdown(rows: dict, added: dict, plan: Plan) -> str:
-    lines = ["| condition | identity | recognition | prompt | s a step |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| condition | creatures | identity | recognition | prompt | s a step |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for condition, row in rows.items():
         seconds = f"{row['seconds']:.2f}" if row["seconds"] else ""
         told = f"{condition}: {CONDITIONS[condition]}"
-        lines.append(f"| {told} | {' | '.join(cell(row, what) for what in MEASURES)} | {seconds} |")
+        lines.append(
+            f"| {told} | {row['identities']} | {' | '.join(cell(row, what) for what in MEASURES)} | {seconds} |"
+        )
     lines += ["", "| ViCo over, identity by identity | identity | recognition | prompt |", "| --- | --- | --- | --- |"]
     lines += [f"| {name} | {' | '.join(gain_cell(g[what]) for what in MEASURES)} |" for name, g in added.items()]
     told = (
-        f"{plan.identities} held-out identities, {plan.photos} photos, {plan.prompts} prompts, {plan.seeds} seeds; {plan.steps} steps of {plan.batch}, "
+        f"Held-out creatures, {plan.photos} photos, {plan.prompts} prompts, {plan.seeds} seeds; {plan.steps} steps of {plan.batch}, "
         f"rates {plan.word_lr:g} (word) and {plan.attention_lr:g} (image attention); DDIM {plan.sampling_steps} steps, CFG {plan.cfg:g}. "
-        "Means over identities, 95% bootstrap intervals over identities."
+        "Means over creatures, 95% bootstrap intervals over creatures."
     )
     return "\n".join(lines) + f"\n\n{told}\n"
 
