@@ -381,13 +381,11 @@ def tokens_at(model, place, latent) -> int:
 
 
 def describe_cost(subject: Subject, model) -> str:
+    """Short enough for the two lines that the frontend shows under a node."""
     step = step_bytes(subject, model)
-    held = (
-        f"{subject.budget // 2**20} MB hold {subject.budget // (2 * step)} steps with CFG"
-        if subject.budget
-        else "none are kept"
-    )
-    return f"Reference features: at most {step / 2**20:.1f} MB a step and prompt (less by the mask); {held}."
+    steps = subject.budget // (2 * step)
+    held = f"the cache holds {steps} steps with CFG" if subject.budget else "none are kept"
+    return f"Up to {step / 2**20:.1f} MB of features a step; {held}."
 
 
 class ViCoMaskPreview(io.ComfyNode):
