@@ -311,8 +311,9 @@ def draw_figure(rows: dict, path: Path) -> None:
             [[row[w] - low], [high - row[w]]] if low is not None else None
             for w, (low, high) in ((w, row[f"{w}_interval"]) for w in ("prompt", "identity"))
         ]
+        label = f"{condition} ({row['identities']} creatures)"
         axis.errorbar(
-            row["prompt"], row["identity"], xerr=spread[0], yerr=spread[1], marker="o", capsize=3, label=condition
+            row["prompt"], row["identity"], xerr=spread[0], yerr=spread[1], marker="o", capsize=3, label=label
         )
     axis.set_xlabel("prompt following")
     axis.set_ylabel("identity similarity")
