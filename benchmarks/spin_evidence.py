@@ -33,6 +33,7 @@ METHODS = {
     "DPO of close pairs": Method("dpo", 0, rejected=FAIR),
     "SPIN": Method("spin", 0),
 }
+CLAIMED_FROM = {"SFT": 1, "DPO": 2, "DPO of close pairs": 2}  # the round from which the paper has SPIN above it
 FOLLOWING_LOSS = 0.03
 COLUMNS = ("taste", "followed", "class_word", "frechet")
 
@@ -52,7 +53,9 @@ class Sizes:
     rates: tuple[float, ...] = (3e-5, 5e-5, 7e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3)
 
 
-QUICK = Sizes(16, 4, 4, 2, 12, 8, 6, 1, (1e-4,))
+QUICK = Sizes(
+    real=16, batch=4, steps=4, rounds=2, prompts=12, search_prompts=8, sampling_steps=6, seeds=1, rates=(1e-4,)
+)
 
 
 def ablations(chosen: Method) -> dict[str, Method]:
@@ -228,9 +231,8 @@ def verdict(found: dict[str, dict[str, dict]]) -> dict[str, bool]:
     """The paper's claims: above SFT from round 1, above DPO from round 2, intervals apart from one half."""
     above = {other: [duel["low"] > 0.5 for duel in by_round.values()] for other, by_round in found.items()}
     return {
-        f"SPIN above {other} from round {first}": all(rounds[first - 1 :])
+        f"SPIN above {other} from round {CLAIMED_FROM[other]}": all(rounds[CLAIMED_FROM[other] - 1 :])
         for other, rounds in above.items()
-        for first in [1 if other == "SFT" else 2]
     }
 
 

@@ -58,3 +58,17 @@ def make_clip(host):
 def make_vae(host):
     """scripts.models.vae: a VAE of TAESD's architecture."""
     return models.vae
+
+
+@pytest.fixture
+def move_as_a_gpu(monkeypatch):
+    """move_as_a_gpu(): from now on .to() puts other data under a module's weights, as a change of device does."""
+    plain_to = torch.nn.Module.to
+
+    def to(module, *args, **kwargs):
+        moved = plain_to(module, *args, **kwargs)
+        for weight in moved.parameters():
+            weight.data = torch.clone(weight.data)
+        return moved
+
+    return lambda: monkeypatch.setattr(torch.nn.Module, "to", to)

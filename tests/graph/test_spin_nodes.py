@@ -366,7 +366,7 @@ def test_a_file_that_is_no_model_is_named(call, spin_folder):
         load(call, spin_folder, spin_folder / "odd.safetensors")
 
 
-def test_a_model_that_drawing_has_displaced_is_trained_on(play, monkeypatch):
+def test_a_model_that_drawing_has_displaced_is_trained_on(play, move_as_a_gpu, monkeypatch):
     """Short of memory, the opponent's drawing moves the trained copies, inside inference mode, as a GPU's .to() does."""
     sample = comfy.sample.sample
 
@@ -377,15 +377,7 @@ def test_a_model_that_drawing_has_displaced_is_trained_on(play, monkeypatch):
         comfy.model_management.unload_all_models()
         return drawn
 
-    plain_to = torch.nn.Module.to
-
-    def to(module, *args, **kwargs):
-        moved = plain_to(module, *args, **kwargs)
-        for weight in moved.parameters():
-            weight.data = torch.clone(weight.data)
-        return moved
-
-    monkeypatch.setattr(torch.nn.Module, "to", to)
+    move_as_a_gpu()
     monkeypatch.setattr(comfy.sample, "sample", displacing)
     loss = play(tiny())[2]
     assert len(loss["loss"]) == 2
