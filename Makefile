@@ -12,10 +12,10 @@ browser: setup
 	@$(PYTHON) scripts/get_browser.py
 
 demo: setup
-	$(PYTHON) -m scripts.demo
+	$(PYTHON) -m vico_spin.scripts.demo $(if $(QUICK),--quick)
 
 transformers4: setup
-	@$(PYTHON) -m scripts.make_transformers4_venv
+	@$(PYTHON) -m vico_spin.scripts.make_transformers4_venv
 
 test: lint browser transformers4
 	$(PYTHON) -m pytest -m "not gpu" tests/core
@@ -32,4 +32,4 @@ lint: setup
 	$(PYTHON) scripts/walls.py
 
 bench: setup
-	$(PYTHON) -m benchmarks.vico_overhead
+	$(PYTHON) -m vico_spin.benchmarks.vico_overhead

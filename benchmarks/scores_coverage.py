@@ -1,4 +1,4 @@
-"""How often a win rate's 95% interval holds the known truth: python -m benchmarks.scores_coverage
+"""How often a win rate's 95% interval holds the known truth: python -m vico_spin.benchmarks.scores_coverage
 
 A comparison is drawn so that its true win rate is known in closed form: the models' difference on prompt p and seed s
 is d = N(delta, spread_prompt²) + N(0, spread_seed²); |d| < tie counts as a tie. With one spread of both,
@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from scores import win_rate_interval
+from ..scores import win_rate_interval
 
 SETTINGS = {  # name: prompts, seeds, delta, tie
     "mostly ties, 100 prompts": (100, 1, 0.4, 1.3),

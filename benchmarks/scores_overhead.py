@@ -1,4 +1,4 @@
-"""What scoring costs beside the network and the decoding: python -m benchmarks.scores_overhead [--pictures 1000]
+"""What scoring costs beside the network and the decoding: python -m vico_spin.benchmarks.scores_overhead [--pictures 1000]
 
 Scores a folder of PNGs with a tiny CLIP (random weights at the shape of TinyCLIP-ViT-8M-16-Text-3M, the smallest that
 is published) through the same `evaluate` that the command line uses, and takes the time of the network's forward and of
@@ -19,12 +19,12 @@ import torch
 from PIL import ImageFile
 from transformers import CLIPConfig, CLIPModel
 
-from benchmarks import scores_tiny as tiny
-from scores.clip_score import ClipScore, clip_preprocessing
-from scores.evaluate import evaluate
-from scores.run import Run
-from scores.samples import samples_of
-from scores.tokens import clip_tokenizer
+from ..scores.clip_score import ClipScore, clip_preprocessing
+from ..scores.evaluate import evaluate
+from ..scores.run import Run
+from ..scores.samples import samples_of
+from ..scores.tokens import clip_tokenizer
+from ..scripts import tiny_scorers as tiny
 
 
 class Clock:

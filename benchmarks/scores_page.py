@@ -1,4 +1,4 @@
-"""How long a report page of 1,000 pictures takes to make and to open: python -m benchmarks.scores_page [--keep DIR]
+"""How long a report page of 1,000 pictures takes to make and to open: python -m vico_spin.benchmarks.scores_page [--keep DIR]
 
 Sprite World draws the pictures: two models' taste differs by a known amount, and the scorer reads the taste that each
 was drawn with, plus noise. Opens the page in headless Chromium and prints the seconds as JSON.
@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scores.evaluate import evaluate
-from scores.report import write_report
-from scores.run import Run
-from scores.samples import Sample
-from scores.scorer import Scorer
-from scripts.get_browser import find_chromium
-from sprite_world.pictures import pictures, render, show
+from ..scores.evaluate import evaluate
+from ..scores.report import write_report
+from ..scores.run import Run
+from ..scores.samples import Sample
+from ..scores.scorer import Scorer
+from ..scripts.get_browser import find_chromium
+from ..sprite_world.pictures import pictures, render, show
 
 SEEDS, TASTES = 4, {"base": (0.25, 0.30), "round 1": (0.50, 0.25), "round 2": (0.62, 0.25)}  # mean and spread
 

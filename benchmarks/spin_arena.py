@@ -12,15 +12,15 @@ import numpy
 import torch
 from torch import Tensor
 
-from scripts.sprite_world_card import World
-from scripts.train_sprite_world import OPTIONS
-from spin_core.batches import Corpus
-from spin_core.game import Opponent, Progress, RoundSettings, Run, play, train_baseline
-from spin_core.players import FullPlayer, LoRAPlayer
-from spin_core.store import store_key
-from sprite_world.measure import accuracies, features, frechet_distance, measure, to_art
-from sprite_world.pictures import chosen_pictures, render, show
-from train_core import (
+from ..scripts.sprite_world_card import World
+from ..scripts.train_sprite_world import OPTIONS
+from ..spin_core.batches import Corpus
+from ..spin_core.game import Opponent, Progress, RoundSettings, Run, play, train_baseline
+from ..spin_core.players import FullPlayer, LoRAPlayer
+from ..spin_core.store import store_key
+from ..sprite_world.measure import accuracies, features, frechet_distance, measure, to_art
+from ..sprite_world.pictures import chosen_pictures, render, show
+from ..train_core import (
     ATTENTION_LAYERS,
     LocalEngine,
     NoiseSchedule,

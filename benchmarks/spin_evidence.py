@@ -1,4 +1,4 @@
-"""Does self-play do what the paper claims? python -m benchmarks.spin_evidence [--quick] [--methods M …] [--ablations] [--json]
+"""Does self-play do what the paper claims? python -m vico_spin.benchmarks.spin_evidence [--quick] [--methods M …] [--ablations] [--json]
 
 In the Sprite World, from its base, whose taste is mixed, with few finely drawn pictures as real data: supervised
 fine-tuning, Diffusion-DPO (fine over crude drawings of the same scenes), the same of close pairs (the rejected drawing
@@ -19,13 +19,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy
+from PIL import Image
 
-from benchmarks.spin_arena import FAIR, FINE, Arena, Method
-from scores import win_rate, win_rate_interval
-from scripts.sprite_world_card import BASE
-from scripts.train_sprite_world import ROOT
-from sprite_world.pictures import evaluation_prompts, show
-from train_core import write_atomically
+from ..scores import win_rate, win_rate_interval
+from ..scripts.get_host import ROOT
+from ..scripts.sprite_world_card import BASE
+from ..sprite_world.pictures import evaluation_prompts, show
+from ..train_core import write_atomically
+from .grid import named_rows
+from .spin_arena import FAIR, FINE, Arena, Method
 
 METHODS = {
     "SFT": Method("sft", 0),
@@ -261,18 +263,9 @@ def draw_curves(models: dict[str, list[dict]], sizes: Sizes, path: Path) -> None
 
 def draw_pictures(rows: dict[str, dict], path: Path) -> None:
     """The same prompts and noise, a row a model."""
-    from PIL import Image, ImageDraw
-
-    label = 150
-    strips = [
-        numpy.concatenate(list(show(numpy.array(found["shown"], dtype=numpy.uint8))), 1) for found in rows.values()
-    ]
-    height, width = strips[0].shape[:2]
-    grid = Image.new("RGB", (label + width, height * len(strips)), "white")
-    for number, (name, strip) in enumerate(zip(rows, strips, strict=True)):
-        ImageDraw.Draw(grid).text((4, number * height + height // 2), name, fill="black")
-        grid.paste(Image.fromarray(strip), (label, number * height))
-    grid.save(path, optimize=True)
+    shown = {name: show(numpy.array(found["shown"], dtype=numpy.uint8)) for name, found in rows.items()}
+    strips = {name: Image.fromarray(numpy.concatenate(list(pictures), 1)) for name, pictures in shown.items()}
+    named_rows(strips, label=150).save(path, optimize=True)
 
 
 def write_documents(study: Study, chosen: dict[str, Method], docs: Path) -> dict:

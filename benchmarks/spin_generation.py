@@ -1,4 +1,4 @@
-"""How fast the opponent's pictures come: python -m benchmarks.spin_generation [--device cuda] [--json]
+"""How fast the opponent's pictures come: python -m vico_spin.benchmarks.spin_generation [--device cuda] [--json]
 
 The same pictures through the host's sampler, one by one with guidance as a loop over KSampler would make them, and in batches
 as Train SPIN makes them, with guidance and without (cfg 1, which the theory has). U-Net of SD1.x's full shape, random weights
@@ -7,14 +7,13 @@ as Train SPIN makes them, with guidance and without (cfg 1, which the theory has
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import time
 
 import torch
 
-from scripts.host import Host
+from ..scripts.host import Host
+from .machine import machine_name
 
 WAYS = {"one by one, guided": (1, 7.5), "batched, guided": (None, 7.5), "batched, cfg 1": (None, 1.0)}
 
@@ -39,18 +38,17 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     options = parser.parse_args()
-    host = Host(device=options.device)
-    from scripts import models
+    Host(device=options.device)
+    from ..nodes.spin.captions import OpponentSampling, host_sampler
+    from ..scripts import models
 
-    training = sys.modules[host.node_classes["SPINTrain"].__module__.rsplit(".", 1)[0] + ".spin_training"]
     dtype = torch.float16 if options.device == "cuda" else torch.float32
     model = models.sd1(width=options.width, context_dim=768, dtype=dtype)
     texts, side = Texts(768), options.size // 8
 
     def seconds(batch: int, cfg: float) -> float:
         """Of one picture, `options.batch` pictures drawn."""
-        sampling = training.OpponentSampling(steps=options.steps, cfg=cfg)
-        sample = training.host_sampler(model, texts, sampling)
+        sample = host_sampler(model, texts, OpponentSampling(steps=options.steps, cfg=cfg))
         start = time.perf_counter()
         for first in range(0, options.batch, batch):
             sample(["a photo"] * batch, list(range(first, first + batch)), (4, side, side)).cpu()
@@ -61,9 +59,7 @@ def main() -> None:
         seconds(batch, cfg)  # the first of a shape chooses its kernels
     runs = [{name: seconds(*way) for name, way in ways.items()} for _ in range(options.repetitions)]
     taken = {name: statistics.median(run[name] for run in runs) for name in ways}
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    machine = torch.cuda.get_device_name() if options.device == "cuda" else machine
-    slowest = taken["one by one, guided"]
+    machine, slowest = machine_name(options.device), taken["one by one, guided"]
     print(f"{machine}, torch {torch.__version__}; {options.size}², {options.steps} steps, batches of {options.batch}")
     for name, one in taken.items():
         print(f"  {name:20} {1 / one:8.2f} pictures/s   {slowest / one:5.2f}×")

@@ -1,7 +1,6 @@
-"""What a SPIN step costs, beside the plain Diffusion-DPO step
-and ComfyUI's own LoRA trainer: python -m benchmarks.spin_step
+"""What a step of SPIN costs: python -m vico_spin.benchmarks.spin_step [--device cuda] [--json]
 
-Same model, same batch, same run: every way takes a step in turn, and the table holds medians. Memory is each way's
+Beside it the plain Diffusion-DPO step and ComfyUI's own LoRA trainer. Same model, same batch, same run: every way takes a step in turn, and the table holds medians. Memory is each way's
 own peak: of the GPU's allocator, or of a process of its own over the process without a model. --json prints one JSON object as the last line.
 """
 
@@ -10,7 +9,6 @@ import copy
 import functools
 import gc
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,11 +19,12 @@ from pathlib import Path
 
 import torch
 
-from scripts.host import Host, enter
-from spin_core.batches import PairBatch
-from spin_core.players import AdapterOff
-from spin_core.steps import PairStep, SftStep
-from train_core import LoRA, NoiseSchedule, find_layers, scaled_linear_alphas_cumprod
+from ..scripts.host import Host, enter
+from ..spin_core.batches import PairBatch
+from ..spin_core.players import AdapterOff
+from ..spin_core.steps import PairStep, SftStep
+from ..train_core import LoRA, NoiseSchedule, find_layers, scaled_linear_alphas_cumprod
+from .machine import machine_name, resident
 
 WAYS = {
     "plain": "plain Diffusion-DPO: two models, two forwards each",
@@ -54,7 +53,7 @@ class UNet:
 @functools.cache
 def base(width: int) -> torch.nn.Module:
     """SD1.x's layout at that width (320 is SD1.x itself)."""
-    from scripts import models
+    from ..scripts import models
 
     return models.sd1(width=width, context_dim=width * 12 // 5).model.diffusion_model.requires_grad_(False)
 
@@ -146,12 +145,6 @@ def times(options, batch: PairBatch) -> dict[str, float]:
     return {way: statistics.median(seconds) for way, seconds in taken.items()}
 
 
-def proc_bytes(field: str) -> int:
-    """VmRSS (resident now) or VmHWM (its peak) of this process, as Linux counts them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
 def measure_memory(way: str, options, batch: PairBatch) -> int:
     """Bytes that two steps of that way add to this process at their peak."""
     cuda = batch.real.is_cuda
@@ -159,12 +152,12 @@ def measure_memory(way: str, options, batch: PairBatch) -> int:
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")  # what importing took at its peak does not count
-    before = torch.cuda.memory_allocated() if cuda else proc_bytes("VmRSS")
+    before = torch.cuda.memory_allocated() if cuda else resident("VmRSS")
     with ExitStack() as stack:
         step = ready(way, options.width, batch, stack)
         step()
         step()
-    return (torch.cuda.max_memory_allocated() if cuda else proc_bytes("VmHWM")) - before
+    return (torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")) - before
 
 
 def memories(options, batch: PairBatch) -> Iterator[tuple[str, int]]:
@@ -174,14 +167,23 @@ def memories(options, batch: PairBatch) -> Iterator[tuple[str, int]]:
             yield way, measure_memory(way, options, batch)
             continue
         same = ["--width", str(options.width), "--batch", str(options.batch), "--latent", str(options.latent)]
-        command = [sys.executable, "-m", "benchmarks.spin_step", *same, "--device", options.device, "--memory-of", way]
+        command = [
+            sys.executable,
+            "-m",
+            "vico_spin.benchmarks.spin_step",
+            *same,
+            "--device",
+            options.device,
+            "--memory-of",
+            way,
+        ]
         found = subprocess.run(command, capture_output=True, text=True, check=True)
         yield way, int(found.stdout.splitlines()[-1])
 
 
 def host_trainer_seconds(host: Host, options) -> float:
     """Seconds a sample in ComfyUI's TrainLoraNode: the difference between a long and a short run of it."""
-    from scripts import models
+    from ..scripts import models
 
     context_dim = options.width * 12 // 5
 
@@ -243,8 +245,7 @@ def main() -> None:
         return
     seconds, memory = times(options, batch), dict(memories(options, batch))
     host_sample = host_trainer_seconds(Host(device=options.device), options)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    machine = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = f"{machine_name(device.type)}, torch {torch.__version__}"
     print(
         f"SD1.x's layout at width {options.width}, latents {options.latent}², {options.batch} pairs, float32; {machine}"
     )

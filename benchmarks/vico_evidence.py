@@ -1,4 +1,4 @@
-"""Does ViCo keep the object and follow the prompt? python -m benchmarks.vico_evidence [--quick] [--choose-rates] [--json]
+"""Does ViCo keep the object and follow the prompt? python -m vico_spin.benchmarks.vico_evidence [--quick] [--choose-rates] [--json]
 
 In the Sprite World, whose truth is known: identities that its model never saw, a few photos of each, prompts that put the
 object in other scenes. The same prompts and seeds by every condition; identity similarity, recognition (the share of other
@@ -16,17 +16,18 @@ The paper's learning rates are for SD1.4: --choose-rates tries the world's own, 
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from scripts.host import Host
+from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+from ..scripts.get_host import ROOT
+from ..scripts.host import Host
+from .grid import named_rows
+
 CONDITIONS = {
     "class word": "the class word alone, plain model",
     "textual inversion": "the same trainer, the word alone",
@@ -66,7 +67,7 @@ QUICK = {"identities": 2, "prompts": 2, "seeds": 1, "steps": 60, "sampling_steps
 
 def evaluated_identities(count: int) -> list[int]:
     """Identities that no training picture of the world shows, and that no setting was chosen on."""
-    from sprite_world.identity import is_held_out
+    from ..sprite_world.identity import is_held_out
 
     return list(islice((seed for seed in range(10**9) if is_held_out(seed) and seed not in CHOSEN_ON), count))
 
@@ -77,27 +78,27 @@ class World:
     def __init__(self, host: Host, plan: Plan):
         import torch
 
-        self.torch, self.host, self.plan = torch, host, plan
-        package = host.node_classes["ViCoTrain"].__module__.rsplit(".", 1)[0]
-        names = ("vico_training", "vico_streams", "vico_attach", "vico_text", "denoiser")
-        self.nodes = {name: sys.modules[f"{package}.{name}"] for name in names}
-        with self.nodes["denoiser"].training_mode():
+        from ..nodes.host.copies import training_mode
+
+        self.torch, self.plan = torch, plan
+        with training_mode():
             load = host.node_classes["SpriteWorldLoad"].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
             self.model, self.clip, self.vae = load.execute().result
 
     def pictures(self, identity: int) -> list:
         """The training photos and, last, one that is never trained on, in any scene."""
-        from sprite_world.pictures import chosen_pictures, render, show
+        from ..nodes.vico.training_photos import Picture
+        from ..sprite_world.pictures import chosen_pictures, render, show
 
         known = {"identity_seed": identity, "size": OBJECT_SIZE}
         drawn = list(islice(chosen_pictures(seed=identity, scene=PHOTOS_SCENE, **known), self.plan.photos))
         drawn.append(next(chosen_pictures(seed=identity + 1, **known)))
         images = [self.torch.from_numpy(show(render(picture)[0])).float() / 255 for picture in drawn]
-        return [self.nodes["vico_training"].Picture(image) for image in images]
+        return [Picture(image) for image in images]
 
     def measure(self, pixels, who) -> dict[str, list[float]]:
         """Per picture: identity similarity, recognition, and the share of the prompt's words that it shows."""
-        from sprite_world.measure import measure, recognition, to_art
+        from ..sprite_world.measure import measure, recognition, to_art
 
         truth = [prompt for prompt in self.prompts(who, who.class_word) for _ in range(self.plan.seeds)]
         art = to_art(pixels)
@@ -108,14 +109,14 @@ class World:
 
     def prompts(self, who, word: str) -> list[str]:
         """The object, by this word for it, in scenes that the photos do not show."""
-        from sprite_world.vocabulary import SCENES, caption
+        from ..sprite_world.vocabulary import SCENES, caption
 
         scenes = [scene for scene in SCENES if scene != PHOTOS_SCENE][: self.plan.prompts]
         return [caption(word, who.colour, scene, size=OBJECT_SIZE, opening="a photo of {}") for scene in scenes]
 
     def evaluate(self, identity: int, conditions: list[str]):
         """Of one identity, each condition with its numbers {a measure: […], "seconds": a training step's} and pictures."""
-        from sprite_world.identity import identity as identity_of
+        from ..sprite_world.identity import identity as identity_of
 
         who, pictures, concepts = identity_of(identity), self.pictures(identity), {}
         for condition in conditions:
@@ -129,57 +130,63 @@ class World:
 
     def learn(self, pictures: list, who, condition: str):
         """(concept, seconds a step): the trainer that Train ViCo runs, without its files."""
-        from sprite_world.vocabulary import OPENINGS, caption
-        from train_core import LocalEngine, LoopSettings, train
-        from vico_core.training import Draws, TrainedConcept, ViCoObjective
+        from ..nodes.host.copies import load_for_training, training_copy, training_mode
+        from ..nodes.vico.places import places_of
+        from ..nodes.vico.session import start_words
+        from ..nodes.vico.streams import HostStreams, training_clip
+        from ..nodes.vico.training_photos import encode_photos
+        from ..sprite_world.vocabulary import OPENINGS, caption
+        from ..train_core import LocalEngine, LoopSettings, train
+        from ..vico_core.training import Draws, TrainedConcept, ViCoObjective
 
-        training, streams, denoiser = (self.nodes[name] for name in ("vico_training", "vico_streams", "denoiser"))
-        with denoiser.training_mode():
+        with training_mode():
             with self.torch.no_grad():
-                photos = training.encode_photos(self.vae, self.model, pictures, SIZE)
+                photos = encode_photos(self.vae, self.model, pictures, SIZE)
             if condition == "mask off":
                 photos = replace(photos, masks=self.torch.ones(len(pictures), SIZE, SIZE))
-            patcher, text = denoiser.training_copy(self.model), streams.training_clip(self.clip)
-            denoiser.load_for_training([patcher, text.patcher])
-            shapes = streams.places_of(patcher.model.diffusion_model)[1]
-            words = training.start_words(text, who.class_word)
+            patcher, text = training_copy(self.model), training_clip(self.clip)
+            load_for_training([patcher, text.patcher])
+            shapes = places_of(patcher.model)[1]
+            words = start_words(text, who.class_word)
             trained = TrainedConcept([] if condition == "textual inversion" else shapes, words).to(patcher.load_device)
             engine = LocalEngine(patcher.load_device)
-            two = streams.HostStreams(patcher, text, trained, "*", engine, detach_reference=condition == "fast mode")
+            two = HostStreams(patcher, text, trained, "*", engine, detach_reference=condition == "fast mode")
             objective = ViCoObjective(two, **({"weight": 0.0} if condition == "no regularisation" else {}))
             shown = caption("*", who.colour, PHOTOS_SCENE, size=OBJECT_SIZE)
             captions = [opening.format(shown) for opening in dict.fromkeys(OPENINGS)]
             draws = Draws(photos, captions, len(two.schedule), self.plan.batch, seed=0, device=engine.device)
             optimizer = trained.optimizer(self.plan.word_lr, self.plan.attention_lr)
-            ran = train(
-                objective, draws, trained, optimizer, LoopSettings(self.plan.steps, WARM_UP_STEPS, "linear"), engine
-            )
+            loop = LoopSettings(self.plan.steps, WARM_UP_STEPS, "linear")
+            ran = train(objective, draws, trained, optimizer, loop, engine)
         seconds = sorted(report.seconds for report in ran.history)[len(ran.history) // 2]
         return trained.concept(placeholder="*"), seconds
 
     def draw(self, condition: str, concept, reference, who):
         """Pictures [prompts × seeds, H, W, 3] of one condition."""
-        training, text = self.nodes["vico_training"], self.nodes["vico_text"]
-        seeds, settings = list(range(self.plan.seeds)), (self.plan.sampling_steps, self.plan.cfg)
+        from ..nodes.host.sampling import Sampling
+        from ..nodes.vico.capture import AUTOMATIC, NO_MASK
+        from ..nodes.vico.drawing import draw, draw_with_concept
+        from ..nodes.vico.photos import Photo, Reference
+        from ..nodes.vico.trigger import make_trigger, with_trigger
+
+        sampling = Sampling("ddim", "ddim_uniform", self.plan.sampling_steps, self.plan.cfg)
+        prompts = self.prompts(who, who.class_word if condition == "class word" else "*")
+        how = (prompts, list(range(self.plan.seeds)), sampling)
         with self.torch.no_grad():
             latent = self.vae.encode(reference.image[None])
-            parts = (self.model, self.clip, self.vae)
             if condition == "class word":
-                return training.draw(*parts, self.prompts(who, who.class_word), seeds, *settings, latent)
+                return draw(self.model, self.clip, self.vae, *how, latent.shape[1:])
             if condition == "textual inversion":
-                trigger = text.make_trigger(self.clip, "evidence", "*", concept.embeddings)
-                parts = (self.model, text.with_trigger(self.clip, trigger), self.vae)
-                return training.draw(*parts, self.prompts(who, "*"), seeds, *settings, latent)
-            attach = self.nodes["vico_attach"]
-            photo = attach.Reference([attach.Photo(latent, reference.image)])
-            mask = attach.NO_MASK if condition == "mask off" else attach.AUTOMATIC
-            return training.draw_with_concept(*parts, concept, photo, self.prompts(who, "*"), seeds, *settings, mask)
+                clip = with_trigger(self.clip, make_trigger(self.clip, "evidence", "*", concept.embeddings))
+                return draw(self.model, clip, self.vae, *how, latent.shape[1:])
+            photo = Reference([Photo(latent, reference.image)])
+            mask = NO_MASK if condition == "mask off" else AUTOMATIC
+            return draw_with_concept(self.model, self.clip, self.vae, concept, photo, *how, mask)
 
 
 def strip(pictures):
     """Pictures [N, H, W, 3] of 0…1 side by side."""
     import torch
-    from PIL import Image
 
     side_by_side = torch.cat([picture.cpu() for picture in pictures], dim=1)
     return Image.fromarray((side_by_side * 255).round().byte().numpy())
@@ -187,17 +194,10 @@ def strip(pictures):
 
 def draw_grid(world: "World", identity: int, folder: Path, path: Path) -> None:
     """One identity's photos, the last one unseen, and below them a row a condition that was drawn."""
-    from PIL import Image, ImageDraw
-
     rows = {"photos": strip([picture.image for picture in world.pictures(identity)])}
     kept = {condition: strip_path(folder, identity, condition) for condition in CONDITIONS}
     rows |= {condition: Image.open(kept[condition]) for condition in CONDITIONS if kept[condition].is_file()}
-    label, wide = 120, max(row.width for row in rows.values())
-    grid = Image.new("RGB", (label + wide, len(rows) * SIZE), "white")
-    for y, (name, row) in enumerate(rows.items()):
-        ImageDraw.Draw(grid).text((4, y * SIZE + SIZE // 2), name, fill="black")
-        grid.paste(row, (label, y * SIZE))
-    grid.save(path, optimize=True)
+    named_rows(rows, label=120).save(path, optimize=True)
 
 
 def strip_path(folder: Path, identity: int, condition: str) -> Path:
@@ -215,9 +215,11 @@ def having(results: list[dict], *conditions: str) -> list[dict]:
 
 
 def table(results: list[dict]) -> dict:
-    """{condition: {"identities": how many, "identity": mean, "identity_interval": [low, high], "prompt": …,
-    "seconds": a training step's median}}."""
-    from scores.statistics import mean_interval
+    """Each condition's means with their intervals, and the median of a training step's seconds.
+
+    {condition: {"identities": how many, "seconds": …, "identity": mean, "identity_interval": [low, high], "prompt": …}}
+    """
+    from ..scores.statistics import mean_interval
 
     rows = {}
     for condition in CONDITIONS:
@@ -238,7 +240,7 @@ def table(results: list[dict]) -> dict:
 
 def gains(results: list[dict]) -> dict[str, dict]:
     """What ViCo adds to each condition, identity by identity: {condition: {"identity": [mean, low, high], "prompt": …}}."""
-    from scores.statistics import mean_difference_interval
+    from ..scores.statistics import mean_difference_interval
 
     found = {}
     for condition in CONDITIONS:
@@ -324,7 +326,7 @@ def draw_figure(rows: dict, path: Path) -> None:
 
 def run_identity(world: World, identity: int, conditions: list[str], folder: Path) -> dict:
     """Raw numbers of one identity {condition: {a measure: […]}}, from its file as far as they are there."""
-    from train_core import write_atomically
+    from ..train_core import write_atomically
 
     path = folder / f"identity-{identity}.json"
     found = json.loads(path.read_text()) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""What ViCo costs beside the plain model: python -m benchmarks.vico_overhead [--sizes 256 512] [--device cuda] [--json]
+"""What ViCo costs beside the plain model: python -m vico_spin.benchmarks.vico_overhead [--sizes 256 512] [--device cuda] [--json]
 
 A sampling step with guidance, through the host's own sampler, on a U-Net of SD1.x's full shape (random weights: speed does
 not depend on them, the share of keys that the mask keeps does, and is printed). Each repetition runs every case once, in
@@ -7,14 +7,12 @@ turn; the ratios are of medians.
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from scripts.host import Host
+from ..scripts.host import Host
+from .machine import machine_name, resident
 
 PLACES = {"output_blocks.4.1": 1280, "output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
 ROWS = 2  # of one picture with guidance
@@ -30,8 +28,9 @@ class Bench:
     def __init__(self, host: Host, size: int, device: str, width: int, steps: int):
         import torch
 
-        from scripts import models
-        from vico_core import ImageAttention, ViCoConcept
+        from ..nodes.vico.photos import Photo
+        from ..scripts import models
+        from ..vico_core import ImageAttention, ViCoConcept
 
         self.torch, self.host, self.size, self.steps = torch, host, size, steps
         dtype = torch.float16 if device == "cuda" else torch.float32
@@ -42,31 +41,25 @@ class Bench:
         modules = {place: ImageAttention(dim, 8, dim // 8).state_dict() for place, dim in dims.items()}
         self.concept = ViCoConcept(modules, {"l": torch.randn(1, 768)})
         latent = torch.randn(1, 4, size // 8, size // 8)
-        self.attach = sys.modules[host.node_classes["ViCoApply"].__module__.rsplit(".", 1)[0] + ".vico_attach"]
-        self.photo = self.attach.Photo(latent, torch.zeros(size, size, 3))
+        self.photo = Photo(latent, torch.zeros(size, size, 3))
 
     def reference(self):
-        return self.attach.Reference([self.photo])
+        from ..nodes.vico.photos import Reference
 
-    def call(self, node_id, **inputs):
-        with self.torch.inference_mode():
-            node = self.host.node_classes[node_id]
-            if hasattr(node, "define_schema"):
-                return node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).execute(**inputs).result
-            return getattr(node(), node.FUNCTION)(**inputs)
+        return Reference([self.photo])
 
     def apply(self, reference, mask="automatic"):
         settings = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "mask": mask, "cache_mb": 4096}
-        return self.call(
+        return self.host.call(
             "ViCoApply", model=self.model, clip=self.clip, concept=self.concept, reference=reference, **settings
         )
 
     def step(self, model, clip, prompt="a photo of a * on the beach", seed=0, batch=1):
         """A picture by the host's sampler with guidance. Returns seconds a step."""
-        positive, negative = (self.call("CLIPTextEncode", clip=clip, text=text)[0] for text in (prompt, ""))
+        positive, negative = (self.host.call("CLIPTextEncode", clip=clip, text=text)[0] for text in (prompt, ""))
         latent = {"samples": self.torch.zeros(batch, 4, self.size // 8, self.size // 8)}
         start = time.perf_counter()
-        self.call(
+        self.host.call(
             "KSampler", model=model, seed=seed, steps=self.steps, cfg=7.5, sampler_name="euler", scheduler="normal",
             positive=positive, negative=negative, latent_image=latent, denoise=1.0,
         )  # fmt: skip
@@ -117,8 +110,7 @@ class Bench:
         """Peak bytes of the GPU's allocator, or of the process, since `reset_peak`."""
         if self.torch.cuda.is_available():
             return self.torch.cuda.max_memory_allocated()
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        return resident("VmHWM")
 
 
 def measure(host: Host, size: int, device: str, repetitions: int, width: int, steps: int) -> dict:
@@ -172,11 +164,7 @@ def main() -> None:
     host = Host(device=options.device)
     import torch
 
-    machine = (
-        torch.cuda.get_device_name()
-        if options.device == "cuda"
-        else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    )
+    machine = machine_name(options.device)
     print(f"{machine}, torch {torch.__version__}, median of {options.repetitions}")
     steps = options.steps or (1 if options.device == "cpu" else 20)
     results = {}

@@ -1,4 +1,4 @@
-"""What a step of ViCo's training costs: python -m benchmarks.vico_training [--size 256] [--device cuda] [--json]
+"""What a step of ViCo's training costs: python -m vico_spin.benchmarks.vico_training [--sizes 256] [--device cuda] [--json]
 
 Three ways to take the same step (loss, gradients, AdamW) on one model, in turn, in the same run: a plain two-stream step
 written as the authors' code does it (both streams to the end, attention matrices kept, Otsu in a loop, all keys under a mask);
@@ -9,18 +9,15 @@ process stand beside the wall's, because they do not grow with what else runs on
 
 import argparse
 import ctypes
+import itertools
 import json
-import platform
 import statistics
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import itertools
-
-from scripts.host import Host
+from ..scripts.host import Host
+from .machine import machine_name, resident
 
 CASES = ["original", "ours", "ours, reference detached"]
 PROMPT = "a photo of a *"
@@ -32,34 +29,34 @@ class Bench:
     def __init__(self, host: Host, size: int, width: int):
         import torch
 
-        from scripts import models
-        from train_core import LocalEngine
-        from vico_core.training import Batch, TrainedConcept, ViCoObjective
+        from ..nodes.host.copies import load_for_training, training_copy, training_mode
+        from ..nodes.vico.places import places_of
+        from ..nodes.vico.streams import HostStreams, training_clip
+        from ..scripts import models
+        from ..train_core import LocalEngine
+        from ..vico_core.training import Batch, TrainedConcept, ViCoObjective
 
         self.torch, self.host, self.objective = torch, host, ViCoObjective
-        package = host.node_classes["ViCoTrain"].__module__.rsplit(".", 1)[0]
-        self.streams, self.denoiser = sys.modules[f"{package}.vico_streams"], sys.modules[f"{package}.denoiser"]
         self.make = lambda disable_dynamic=False: models.sd1(width=width, context_dim=768)
-        self.stack = self.denoiser.training_mode()
+        self.stack = training_mode()
         self.stack.__enter__()
-        self.patcher = self.denoiser.training_copy(self.make())
-        clip = self.streams.training_clip(models.clip(width=768, heads=12, intermediate=3072, layers=12))
-        self.denoiser.load_for_training([self.patcher, clip.patcher])
+        self.patcher = training_copy(self.make())
+        clip = training_clip(models.clip(width=768, heads=12, intermediate=3072, layers=12))
+        load_for_training([self.patcher, clip.patcher])
         self.unet = self.patcher.model.diffusion_model
         self.device = self.patcher.load_device
-        shapes = self.streams.places_of(self.unet)[1]
+        shapes = places_of(self.patcher.model)[1]
         self.trained = TrainedConcept(shapes, {"l": torch.randn(1, 768)}).to(self.device)
         engine = LocalEngine(self.device)
-        self.ours = self.streams.HostStreams(self.patcher, clip, self.trained, "*", engine)
-        self.detached = self.streams.HostStreams(self.patcher, clip, self.trained, "*", engine, detach_reference=True)
+        self.ours = HostStreams(self.patcher, clip, self.trained, "*", engine)
+        self.detached = HostStreams(self.patcher, clip, self.trained, "*", engine, detach_reference=True)
         self.original = OriginalStreams(self.ours)
         generator = torch.Generator().manual_seed(0)
         latents = [torch.randn(1, 4, size // 8, size // 8, generator=generator).to(self.device) for _ in range(3)]
         self.batch = Batch(*latents, torch.tensor([500], device=self.device), [PROMPT])
         self.plain_optimizer = torch.optim.AdamW(self.trained.groups(word_lr=0.0, attention_lr=0.0), weight_decay=0.01)
-        self.optimizer = self.trained.optimizer(
-            word_lr=0.0, attention_lr=0.0
-        )  # rate 0: every step sees the same weights
+        # Rates of 0: every step sees the same weights.
+        self.optimizer = self.trained.optimizer(word_lr=0.0, attention_lr=0.0)
 
     def step(self, case: str) -> dict:
         """One step: wall and CPU seconds, bytes that it adds at its peak, loss, and the word's gradient."""
@@ -84,8 +81,10 @@ class Bench:
 
     def kept_keys(self) -> float:
         """Share of the reference's tokens that the automatic mask keeps, over all places."""
+        from ..nodes.vico.streams import GradedCapture
+
         context, columns, end = self.ours.encode(self.batch.captions, self.batch.x0)
-        capture = self.streams.GradedCapture(self.ours.places, columns, end, None)
+        capture = GradedCapture(self.ours.places, columns, end, None)
         with self.torch.no_grad(), self.ours.image_attention():
             timestep = self.batch.t.float()
             self.ours.run_reference(self.batch.reference, timestep, context, capture, {})
@@ -140,11 +139,6 @@ class Bench:
         return wall, cpu, max(b[2] - a[3] for a, b in steps)
 
 
-def resident(name: str) -> int:
-    """VmRSS or VmHWM (its peak) of this process, in bytes."""
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
-
-
 def reset_resident_peak() -> int:
     """Gives freed memory back to the system, starts VmHWM again, and returns what is resident."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -158,7 +152,7 @@ class OriginalStreams:
     def __init__(self, ours):
         import torch
 
-        from vico_core.training import Predicted
+        from ..vico_core.training import Predicted
 
         self.torch, self.ours, self.predicted = torch, ours, Predicted
         self.schedule, self.prediction = ours.schedule, ours.prediction
@@ -316,9 +310,7 @@ def main() -> None:
     host = Host(device=options.device)
     import torch
 
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    if options.device == "cuda":
-        machine = torch.cuda.get_device_name()
+    machine = machine_name(options.device)
     print(f"{machine}, torch {torch.__version__}, median of {options.repetitions}, U-Net width {options.width}")
     results = {}
     for size in options.sizes:

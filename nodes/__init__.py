@@ -1,16 +1,33 @@
-"""The nodes, one file a subject. Each file ends in its list NODES."""
+"""The nodes, a room a subject: in each, a file a node or two, and the glue between them and the cores."""
 
 from comfy_api.latest import ComfyExtension
 
-from . import scores, scores_compare, spin, sprite_world, vico, vico_train
+from .host.training_options import TrainingOptionsNode
+from .scores.compare import ScoreCompareModels
+from .scores.load_scorer import ScoreLoadScorer
+from .scores.report import ScoreReport
+from .scores.score_pictures import ScorePictures
+from .spin.curves import SPINCurves
+from .spin.dataset import SPINDataset
+from .spin.load_save import LoadSPINCheckpoint, SaveSPIN
+from .spin.options import SPINOpponent, SPINOptions
+from .spin.train import TrainBaseline, TrainSPIN
+from .sprite_world.load import SpriteWorldLoad
+from .sprite_world.measure import SpriteWorldMeasure
+from .sprite_world.pictures import SpriteWorldPictures
+from .vico.apply import ApplyViCo
+from .vico.checkpoint_grid import ViCoCheckpointGrid
+from .vico.load_save import LoadViCoConcept, SaveViCoConcept
+from .vico.mask_preview import ViCoMaskPreview
+from .vico.reference import ViCoReference
+from .vico.train import TrainViCo
 
-SUBJECTS = [vico, vico_train, spin, scores, scores_compare, sprite_world]
+VICO = [LoadViCoConcept, SaveViCoConcept, ViCoReference, ApplyViCo, ViCoMaskPreview, TrainViCo, ViCoCheckpointGrid]
+SPIN = [SPINDataset, LoadSPINCheckpoint, SPINOpponent, SPINOptions, TrainSPIN, TrainBaseline, SaveSPIN, SPINCurves]
+SCORES = [ScoreLoadScorer, ScorePictures, ScoreCompareModels, ScoreReport]
+SPRITE_WORLD = [SpriteWorldLoad, SpriteWorldPictures, SpriteWorldMeasure]
 
 
 class Pack(ComfyExtension):
     async def get_node_list(self):
-        return [node for subject in SUBJECTS for node in subject.NODES]
-
-
-async def comfy_entrypoint() -> Pack:
-    return Pack()
+        return [*VICO, TrainingOptionsNode, *SPIN, *SCORES, *SPRITE_WORLD]

@@ -23,7 +23,7 @@ class Dino(ReferenceScorer):
 def load(path: Path, protocol: str = "standard") -> Dino:
     """path: the folder dino-vits16 as it is on the hub.
 
-    protocol: "standard" resizes to 256, crops 224 and normalises as ImageNet; "dreammatcher" feeds 256² in [−1, 1].
+    protocol: "standard" resizes to 256, crops 224 and normalises as ImageNet; "dreammatcher" feeds 256² in [-1, 1].
     """
     from transformers import ViTConfig, ViTModel
 
@@ -46,9 +46,10 @@ def stretched(positions, grid: int):
     positions: [1, 1 + old², D]. Returns [1, 1 + grid², D].
     """
     import torch
+    from einops import rearrange
     from torch.nn.functional import interpolate
 
     old = round((positions.shape[1] - 1) ** 0.5)
-    patches = positions[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2).float()  # [1, D, old, old]
+    patches = rearrange(positions[:, 1:].float(), "1 (h w) d -> 1 d h w", h=old)
     patches = interpolate(patches, scale_factor=((grid + 0.1) / old,) * 2, mode="bicubic")
-    return torch.cat([positions[:, :1].float(), patches.flatten(2).mT], dim=1)
+    return torch.cat([positions[:, :1].float(), rearrange(patches, "1 d h w -> 1 (h w) d")], dim=1)

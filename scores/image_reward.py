@@ -13,7 +13,7 @@ VISION_HEADS, TEXT_HEADS = 16, 12  # ViT-L/16 and BERT-base: the shapes do not t
 
 
 class ImageReward(ModelScorer):
-    """(MLP(h_CLS) − mean) / std: about 0 for a usual picture, from −2 to 2."""
+    """(MLP(h_CLS) - mean) / std: about 0 for a usual picture, from -2 to 2."""
 
     name = "ImageReward v1.0"
     formula = f"(MLP(h_CLS) - {MEAN}) / {STD}"

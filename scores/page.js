@@ -5,7 +5,7 @@ const scorer = document.getElementById("scorer");
 const sort = document.getElementById("sort");
 const find = document.getElementById("find");
 const leadOf = (article) => Number(article.dataset.lead.split(" ")[scorer.value]);
-const signed = (value) => (value > 0 ? "+" : "") + value.toPrecision(3).replace("-", "−");
+const signed = (value) => (value > 0 ? "+" : "") + value.toPrecision(3).replace("-", "\u2212");
 
 function showScores() {
   for (const article of articles) {
@@ -15,7 +15,7 @@ function showScores() {
     label.className = "lead-of " + (lead > 0 ? "better" : lead < 0 ? "worse" : "even");
     const captions = [...article.querySelectorAll("figcaption")];
     const shown = captions.map((caption) => caption.dataset.s.split("|")[scorer.value]);
-    const numbers = shown.map((text) => Number(text.replace("−", "-")));
+    const numbers = shown.map((text) => Number(text.replace("\u2212", "-")));
     const top = Math.max(...numbers.filter(Number.isFinite));
     captions.forEach((caption, i) => {
       caption.textContent = shown[i];

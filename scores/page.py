@@ -72,7 +72,7 @@ def number(value: float) -> str:
     if not np.isfinite(value):
         return "–"
     digits = 3 if abs(value) < 1 else 2
-    return f"{value:.{digits}f}".replace("-", "−")
+    return f"{value:.{digits}f}".replace("-", "\u2212")
 
 
 def signed(value: float) -> str:

@@ -60,7 +60,7 @@ def stack(pictures: Sequence[Image.Image]):
 
 
 def normalise(pixels, mean: Sequence[float], std: Sequence[float]):
-    """(pixels − mean) / std by colour, in place. pixels: [B, 3, H, W] in [0, 1]."""
+    """(pixels - mean) / std by colour, in place. pixels: [B, 3, H, W] in [0, 1]."""
     mean, std = pixels.new_tensor(mean)[:, None, None], pixels.new_tensor(std)[:, None, None]
     return pixels.sub_(mean).div_(std)
 
@@ -126,12 +126,12 @@ class LongestSide:
 
 @dataclass(frozen=True)
 class Square:
-    """Bicubic to size × size whatever the aspect, in [−1, 1] without anyone's mean: what DreamMatcher feeds to DINO."""
+    """Bicubic to size × size whatever the aspect, in [-1, 1] without anyone's mean: what DreamMatcher feeds to DINO."""
 
     size: int = 256
 
     def __call__(self, pictures: Sequence[Image.Image]):
-        """Pictures of any sizes. Returns [B, 3, size, size] in [−1, 1]."""
+        """Pictures of any sizes. Returns [B, 3, size, size] in [-1, 1]."""
         import torch
 
         pixels = np.stack([np.asarray(squared(picture, self.size)) for picture in pictures])  # [B, H, W, 3]

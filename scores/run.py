@@ -56,7 +56,7 @@ class Run:
     def existing(cls, folder: Path) -> "Run":
         """A run that has scores. Raises a sentence where there is none."""
         if not (Path(folder) / "run.json").is_file():
-            raise ValueError(f'"{folder}" is no run: it has no run.json. Make one with python -m scores evaluate.')
+            raise ValueError(f'"{folder}" is no run: it has no run.json. Make one with vico-spin evaluate.')
         run = cls(folder)
         if not run.known:
             raise ValueError(f'The run "{folder}" has no scores yet.')

@@ -63,7 +63,7 @@ def win_rate_interval(a, b, confidence: float = 0.95, seed: int = 0) -> Interval
 
 
 def mean_difference_interval(a, b, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """BCa interval of mean(a − b) over prompts, in the score's own unit; NaN ends where it cannot be told.
+    """BCa interval of mean(a - b) over prompts, in the score's own unit; NaN ends where it cannot be told.
 
     Scores have no bounds, so a single prompt, or differences that are all alike, say nothing about the spread.
     """
@@ -84,7 +84,7 @@ def all_alike(values: np.ndarray) -> bool:
 def alike_interval(outcome: float, prompts: int, confidence: float = 0.95) -> Interval:
     """What `prompts` equal outcomes in [0, 1] prove: resampling them would give a point, which claims too much.
 
-    With q = ((1 − confidence)/2)^(1/P), at least a share q of all prompts has this outcome; the rest may lie
+    With q = ((1 - confidence)/2)^(1/P), at least a share q of all prompts has this outcome; the rest may lie
     anywhere in [0, 1]. For all wins or all losses this is the Clopper–Pearson interval.
     """
     q = ((1 - confidence) / 2) ** (1 / prompts)
@@ -94,7 +94,7 @@ def alike_interval(outcome: float, prompts: int, confidence: float = 0.95) -> In
 def with_unseen(interval: Interval, won: np.ndarray, confidence: float) -> Interval:
     """Makes room for what resampling cannot draw: wins where no prompt was won, losses where none was lost.
 
-    As in alike_interval, a share 1 − q of all prompts may be what was never seen. Three losses and 29 ties would
+    As in alike_interval, a share 1 - q of all prompts may be what was never seen. Three losses and 29 ties would
     otherwise pass for a proven loss.
     """
     q = ((1 - confidence) / 2) ** (1 / len(won))

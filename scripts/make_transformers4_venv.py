@@ -1,6 +1,6 @@
 """Makes .venv-t4: transformers 4 and the originals' open_clip over the main environment's torch (190 MB, half a minute).
 
-    python3 -m scripts.make_transformers4_venv
+    python3 -m vico_spin.scripts.make_transformers4_venv
 
 The scorers support transformers 4.50 to 5; ComfyUI's own environment has 5. In the second environment the main one's
 packages come last on the path, so that only what is named here differs. A second call does nothing.
@@ -17,8 +17,7 @@ ORACLES = ["open_clip_torch==3.3.0", "timm", "ftfy", "wcwidth"]  # for scripts/m
 
 
 def main() -> None:
-    done = FOLDER / "made-by-make_transformers4_venv"
-    wanted = "\n".join(PACKAGES + ORACLES)
+    done, wanted = FOLDER / "made-by-make_transformers4_venv", Path(__file__).read_text()
     if done.is_file() and done.read_text() == wanted:
         return
     main_python = MAIN / "bin" / "python"
@@ -27,7 +26,8 @@ def main() -> None:
     subprocess.run([main_python, "-m", "venv", "--clear", FOLDER], check=True)
     (site,) = FOLDER.glob("lib/python*/site-packages")
     (main_site,) = MAIN.glob("lib/python*/site-packages")
-    (site / "main-venv.pth").write_text(f"{main_site}\n")
+    # addsitedir, since a bare path would leave out the .pth files there: by one of them vico_spin is found
+    (site / "main-venv.pth").write_text(f"import site; site.addsitedir({str(main_site)!r})\n")
     subprocess.run(
         [FOLDER / "bin" / "python", "-m", "pip", "install", "-q", "--no-deps", *PACKAGES, *ORACLES], check=True
     )

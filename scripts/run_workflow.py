@@ -1,6 +1,6 @@
 """Runs a workflow on the real ComfyUI without a server or a browser, and prints where its pictures are.
 
-    python -m scripts.run_workflow workflows/NAME.json --set KSampler.seed=7 --output output
+    python -m vico_spin.scripts.run_workflow workflows/NAME.json --set KSampler.seed=7 --output output
 
 For node developers: the same JSON that people open, in the same host, in this process.
 """

@@ -1,8 +1,8 @@
 """The shipped files of the Sprite World out of a training's checkpoint, pictures drawn by them, and the card.
 
-python -m scripts.sprite_world_card --export      # weights/base.safetensors from the averaged weights so far
-python -m scripts.sprite_world_card --grid G.png  # a grid of samples
-python -m scripts.sprite_world_card               # 500 held-out prompts, every figure, CARD.md and its pictures
+python -m vico_spin.scripts.sprite_world_card --export      # weights/base.safetensors from the averaged weights so far
+python -m vico_spin.scripts.sprite_world_card --grid G.png  # a grid of samples
+python -m vico_spin.scripts.sprite_world_card               # 500 held-out prompts, every figure, CARD.md and its pictures
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scripts.train_sprite_world import (
+from ..sprite_world.autoencoder import SpriteAutoencoder
+from ..sprite_world.identity import identity
+from ..sprite_world.measure import accuracies, features, frechet_distance, identity_similarity, measure, report, to_art
+from ..sprite_world.pictures import PIXELS, evaluation_prompts, is_held_out_pair, pictures, render, show
+from ..sprite_world.scenes import ART
+from ..sprite_world.vocabulary import read_caption
+from .train_sprite_world import (
     BATCH,
     CAPTIONS_A_PICTURE,
     DATA_SEED,
@@ -35,12 +41,6 @@ from scripts.train_sprite_world import (
     to_unit,
     write_atomically,
 )
-from sprite_world.autoencoder import SpriteAutoencoder
-from sprite_world.identity import identity
-from sprite_world.measure import accuracies, features, frechet_distance, identity_similarity, measure, report, to_art
-from sprite_world.pictures import PIXELS, evaluation_prompts, is_held_out_pair, pictures, render, show
-from sprite_world.scenes import ART
-from sprite_world.vocabulary import read_caption
 
 BASE = ROOT / "sprite_world" / "weights" / "base.safetensors"
 DOCS = ROOT / "docs" / "sprite_world"
@@ -224,7 +224,7 @@ The samples: {columns} a row, prompts that no training picture has, {steps} step
 
 | | |
 |---|---|
-| commands | {commands}, on two cores; then `python -m scripts.sprite_world_card --export` |
+| commands | {commands}, on two cores; then `python -m vico_spin.scripts.sprite_world_card --export` |
 | data | {pictures} pictures drawn from seed {seed}, {captions} captions each; a tenth of the identities, a tenth of the (class, colour, scene) triples and one scene of each class held out |
 | U-Net and text encoder | {step} steps of {batch} pictures ({samples} samples), {minutes:.0f} minutes; Muon, AdamW; min-SNR weights; averaged weights shipped |
 | last loss | {loss:.4f} |
@@ -237,11 +237,11 @@ The same prompts and noise after {snapshots} steps.
 
 ## Figures
 
-Measured on the shipped weights by `python -m scripts.sprite_world_card`; {number} held-out prompts, {steps} steps, CFG {cfg}.
+Measured on the shipped weights by `python -m vico_spin.scripts.sprite_world_card`; {number} held-out prompts, {steps} steps, CFG {cfg}.
 
 {table}
 
-The measures' own accuracy on held-out renders, by `python -m sprite_world.measure`:
+The measures' own accuracy on held-out renders, by `python -m vico_spin.sprite_world.measure`:
 
 {measures}
 """

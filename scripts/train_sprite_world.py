@@ -1,7 +1,7 @@
 """Trains the Sprite World from nothing: autoencoder, then U-Net and text encoder together, on the CPU or a GPU.
 
-    python -m scripts.train_sprite_world --minutes 100            # start, or go on where an earlier run stopped
-    python -m scripts.sprite_world_card --export           # write the averaged weights so far into sprite_world/weights
+    python -m vico_spin.scripts.train_sprite_world --minutes 100            # start, or go on where an earlier run stopped
+    python -m vico_spin.scripts.sprite_world_card --export           # write the averaged weights so far into sprite_world/weights
 
 Everything it keeps lies in --work (default .train/sprite_world): checkpoints (replaced atomically), log.jsonl, sample grids.
 """
@@ -9,7 +9,6 @@ Everything it keeps lies in --work (default .train/sprite_world): checkpoints (r
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -26,12 +25,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sprite_world.autoencoder import SpriteAutoencoder, whiten
-from sprite_world.muon import Muon
-from sprite_world.pictures import Picture, pictures, render
-from sprite_world.vocabulary import random_caption
+from ..sprite_world.autoencoder import SpriteAutoencoder, whiten
+from ..sprite_world.muon import Muon
+from ..sprite_world.pictures import Picture, pictures, render
+from ..sprite_world.vocabulary import random_caption
+from .get_host import ROOT
+from .host import enter
 
-ROOT = Path(__file__).parent.parent
 WORK = ROOT / ".train" / "sprite_world"
 DATA_SEED = 1
 PICTURES = 60_000
@@ -48,15 +48,14 @@ MIN_SNR_GAMMA = 5.0
 
 
 def load_world_model(device: str):
-    """The host's classes, and this world's model built of them (the pack's own file, loaded by its path)."""
-    sys.path.insert(0, os.environ.get("COMFYUI_PATH", str(ROOT / ".host" / "ComfyUI")))
+    """The host's classes, and this world's model built of them."""
+    enter(device=device)
     from comfy.cli_args import args
 
-    args.cpu, args.use_pytorch_cross_attention = device == "cpu", True
-    spec = importlib.util.spec_from_file_location("sprite_world_model", ROOT / "nodes" / "sprite_world_model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    args.use_pytorch_cross_attention = True
+    from ..nodes.sprite_world import model
+
+    return model
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------

@@ -41,15 +41,22 @@ def linked_inputs(node: dict, sources: dict) -> dict:
 def set_input(prompt: dict, assignment: str) -> None:
     """`TITLE.input=value` or `ID.input=value`: changes one widget of an API prompt. ValueError names what there is."""
     target, _, value = assignment.partition("=")
-    node_name, _, name = target.rpartition(".")
-    matches = [n for key, n in prompt.items() if node_name in (key, n["_meta"]["title"], n["class_type"])]
-    if len(matches) != 1 or name not in matches[0]["inputs"]:
+    found = [
+        (node, name) for key, node in prompt.items() for name in node["inputs"] if target in names(key, node, name)
+    ]
+    if len(found) != 1:
         known = [
-            f"{n['_meta']['title']}.{i}"
-            for n in prompt.values()
-            for i, v in n["inputs"].items()
-            if not isinstance(v, list)
+            f"{node['_meta']['title']}.{name}"
+            for node in prompt.values()
+            for name, now in node["inputs"].items()
+            if not isinstance(now, list)
         ]
         raise ValueError(f'--set {assignment}: there is no single "{target}" here. There are: {", ".join(known)}.')
-    kind = type(matches[0]["inputs"][name])
-    matches[0]["inputs"][name] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
+    ((node, name),) = found
+    kind = type(node["inputs"][name])
+    node["inputs"][name] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
+
+
+def names(key: str, node: dict, name: str) -> set[str]:
+    """What a widget may be called: by its node's id, title or type, and its own name, which may have dots in it."""
+    return {f"{label}.{name}" for label in (key, node["_meta"]["title"], node["class_type"])}

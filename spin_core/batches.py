@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from train_core import Context, keyed_generator, map_context
+from ..train_core import Context, keyed_generator, map_context
 
 
 @dataclass(frozen=True)

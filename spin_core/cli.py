@@ -1,4 +1,4 @@
-"""python -m spin_core train | generate | convert: self-play on diffusers pipelines, on one process or on many."""
+"""vico-spin train | generate | convert: self-play on diffusers pipelines, on one process or on many."""
 
 import copy
 import json
@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from train_core import LoRA, save_tensors, shard, stack_lora, weights_hash
-
+from ..train_core import LoRA, save_tensors, shard, stack_lora, weights_hash
 from .curves import verdict
 from .data import Dataset, Report
 from .encoding import encode_dataset
@@ -32,14 +31,14 @@ from .store import TensorStore
 def main(arguments: list[str]) -> int:
     """Runs a command. Errors that a user can mend are printed as their sentence."""
     if not arguments or arguments[0] not in COMMANDS:
-        print(f"usage: python -m spin_core {{{'|'.join(COMMANDS)}}} --help")
+        print(f"usage: vico-spin {{{'|'.join(COMMANDS)}}} --help")
         return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
     settings = parse(arguments[0], arguments[1:])
     run = {"train": run_train, "generate": run_generate, "convert": run_convert}[arguments[0]]
     try:
         run(settings)
     except (ValueError, OSError, ArithmeticError) as error:
-        print(f"spin_core {arguments[0]}: {error}", file=sys.stderr)
+        print(f"vico-spin {arguments[0]}: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -124,7 +123,7 @@ def make_player(pipeline, settings: TrainSettings, engine):
     if settings.shard and (settings.train == "lora" or engine.num_processes == 1):
         raise ValueError(
             "--shard is for full training on several processes: leave it out, or run accelerate launch --num_processes 2 "
-            "-m spin_core train --train full"
+            "-m vico_spin.spin_core train --train full"
         )
     if settings.train == "lora":
         base_hash = weights_hash(unet.state_dict())

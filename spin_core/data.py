@@ -309,17 +309,3 @@ def png_of(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def contact_sheet(pictures: list[Picture], columns: int = 6, tile: int = 128) -> Image.Image:
-    """The pictures side by side; one that does not decode stays grey."""
-    rows = max(1, -(-len(pictures) // columns))
-    sheet = Image.new("RGB", (columns * tile, rows * tile), "grey")
-    for place, picture in enumerate(pictures):
-        try:
-            small = ImageOps.contain(picture.open(), (tile, tile))
-        except ValueError:
-            continue
-        row, column = divmod(place, columns)
-        sheet.paste(small, (column * tile + (tile - small.width) // 2, row * tile + (tile - small.height) // 2))
-    return sheet

@@ -1,19 +1,16 @@
-"""From samples to a corpus: pictures to latents and captions
-to contexts, each once, kept on disk under the model's hash.
-"""
+"""From samples to a corpus: latents and contexts, each made once and kept on disk under the model's hash."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from train_core import Context
-
+from ..train_core import Context
 from .batches import Corpus
 from .data import Dataset, Listed, Picture, Report, Sample, bucket, fit
 from .store import TensorStore, store_key
 
-# encode(picture in its bucket's size, PIL) → latent [C, H, W], scaled as the denoiser reads it
+# encode(picture in its bucket's size, PIL) -> latent [C, H, W], scaled as the denoiser reads it
 EncodePicture = Callable[[object], Tensor]
 
 

@@ -1,4 +1,4 @@
-"""The game: opponent frozen → its pictures → training → new opponent, round after round (SPIN-Diffusion algorithm 1).
+"""The game: opponent frozen -> its pictures -> training -> new opponent, round after round (SPIN-Diffusion algorithm 1).
 
 Everything that a round makes lies in the run's folder, so that a run that stopped anywhere goes on from there:
     pictures/            the opponents' latents, keyed by prompt, seed, sampler and the opponent's hash
@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from train_core import (
+from ..train_core import (
     CheckpointFolder,
     Engine,
     LoopSettings,
@@ -28,7 +28,6 @@ from train_core import (
     save_tensors,
     train,
 )
-
 from .batches import BucketOrder, Corpus, PairBatches
 from .generation import Order, Pictures, Sample
 from .players import Player
@@ -88,7 +87,7 @@ class Opponent:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: pictures in phase "generate", pairs in phase "train" (then with the step's report)."""
+    """Where a run stands: pictures in phase "generate", steps in phase "train" (then with the step's report)."""
 
     phase: str
     round_number: int
@@ -202,9 +201,7 @@ def picture_seed(seed: int, number: int, sample: int) -> int:
 
 
 def learn(player: Player, run: Run, number: int, make_step, other, opponent_hash: str) -> Training:
-    """One round's training, from its newest checkpoint where
-    there is one; the result is written when all steps are done.
-    """
+    """One round's training, from its newest checkpoint where there is one; its result is written when all steps are done."""
     settings = run.settings
     checkpoints = CheckpointFolder(
         run.round_folder(number), keep=1, identity=identity(player, run, number, opponent_hash)
@@ -257,10 +254,9 @@ def batches(player: Player, run: Run, number: int, other: Callable[[int], Tensor
 
 
 def reporter(run: Run, number: int) -> Callable[[StepReport], None]:
-    """Turns the loop's reports into progress counted in pairs."""
-    pairs = run.settings.batch_size * run.engine.gradient_accumulation_steps
-    total = of_round(run.settings.steps, number) * pairs
-    return lambda report: run.on_progress(Progress("train", number, report.step * pairs, total, report))
+    """Turns the loop's reports into progress."""
+    total = of_round(run.settings.steps, number)
+    return lambda report: run.on_progress(Progress("train", number, report.step, total, report))
 
 
 def identity(player: Player, run: Run, number: int, opponent_hash: str) -> dict:

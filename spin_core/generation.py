@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .store import TensorStore, store_key
 
-# sample(prompts, seeds, shape) → latents [B, C, H, W]. One seed
+# sample(prompts, seeds, shape) -> latents [B, C, H, W]. One seed
 # alone decides a picture's noise, whatever batch it is in.
 Sample = Callable[[list[str], list[int], tuple[int, ...]], Tensor]
 
@@ -59,9 +59,9 @@ class Pictures:
         process_index: int = 0,
         num_processes: int = 1,
     ) -> None:
-        """Makes what is missing. Batches are the same whatever is
-        there already, so that a resumed run gets the same bits.
+        """Makes what is missing.
 
+        Batches are the same whatever is there already, so that a resumed run gets the same bits.
         on_progress(done, total) is called before the first and after
         every batch, and may raise to stop: what is made stays.
         """

@@ -1,8 +1,7 @@
-"""The losses of the game, as pure functions: SPIN by the step
-and by the trajectory, Diffusion-DPO, supervised fine-tuning.
+"""The losses as pure functions: SPIN by the step and by the trajectory, Diffusion-DPO, supervised fine-tuning.
 
-beta follows Salesforce's DiffusionDPO: errors are means over C, H, W and κ = 1/2. (diffusers' script has
-no κ, so its beta is half of this one; SimpleTuner sums over pixels, so its beta is smaller by C·H·W.)
+beta follows Salesforce's DiffusionDPO: errors are means over C, H, W and kappa = 1/2. (diffusers' script has
+no kappa, so its beta is half of this one; SimpleTuner sums over pixels, so its beta is smaller by C·H·W.)
 """
 
 from typing import NamedTuple
@@ -26,7 +25,7 @@ class Errors(NamedTuple):
 class PairLoss(NamedTuple):
     """Loss of a batch of pairs. All but `loss`, `per_sample` and `logits` are detached: they are there to be logged.
 
-    weight: the gradient weight σ(−z) [B], 1/2 while player and opponent are equal, towards 0 for pairs that are won.
+    weight: the gradient weight sigma(-z) [B], 1/2 while player and opponent are equal, towards 0 for pairs that are won.
     implicit_accuracy: share of pairs with z > 0.
     """
 
@@ -39,7 +38,7 @@ class PairLoss(NamedTuple):
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """e(p, y): mean of (p − y)² over all axes but the batch. [B, …] → [B].
+    """e(p, y): mean of (p - y)² over all axes but the batch. [B, …] -> [B].
 
     In float32 at least: at beta 5000 the rounding of a bfloat16 error moves the logit by 0.65.
     """
@@ -52,7 +51,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def pair_logits(errors: Errors, beta: float | Tensor) -> Tensor:
-    """z = −κ·beta·{[e(θ; real) − e(θk; real)] − [e(θ; gen) − e(θk; gen)]}. Returns [B]."""
+    """z = -kappa·beta·{[e(theta; real) - e(theta_k; real)] - [e(theta; gen) - e(theta_k; gen)]}. Returns [B]."""
     real = errors.policy_real - errors.reference_real
     generated = errors.policy_generated - errors.reference_generated
     return -KAPPA * beta * (real - generated)
@@ -71,14 +70,13 @@ def pair_loss(
     safeguard: float | None = None,
     sft_weight: float = 0.0,
 ) -> PairLoss:
-    """SPIN's step loss (SPIN-Diffusion eq. 4.9): mean over the
-    batch of softplus(−z), for predictions [B, …] of any type.
+    """SPIN's step loss (SPIN-Diffusion eq. 4.9): mean over the batch of softplus(-z), for predictions [B, …] of any type.
 
     With (preferred, rejected) pictures for (real, generated) and a reference that never moves it
-    is Diffusion-DPO, to the bit. Swap nothing else: at θ = θk the loss is ln 2 whatever the data.
+    is Diffusion-DPO, to the bit. Swap nothing else: at theta = theta_k the loss is ln 2 whatever the data.
 
     beta: a number, or one per sample [B]. margin_clamp: |z| beyond it no longer pulls. safeguard: SDPO's
-    μ, see safeguard_scale. sft_weight: adds sft_weight·e(θ; real), which holds the player to the data.
+    mu, see safeguard_scale. sft_weight: adds sft_weight·e(theta; real), which holds the player to the data.
     """
     errors = Errors(
         squared_error(policy_real, target_real),
@@ -106,10 +104,9 @@ def summary(per_sample: Tensor, logits: Tensor, errors: Errors) -> PairLoss:
 
 
 def safeguard_scale(residual_real: Tensor, residual_generated: Tensor, mu: float) -> Tensor:
-    """Diffusion-SDPO's λ: the part of the loser's gradient that
-    leaves the winner's loss falling. Returns [B] in [0, 1].
+    """Diffusion-SDPO's lambda: the part of the loser's gradient that leaves the winner's loss falling. Returns [B] in [0, 1].
 
-    λ = (1 − μ)·|g_w|² / (g_l·g_w), with the gradients taken at the output, where each is its residual p − y times
+    lambda = (1 - mu)·|g_w|² / (g_l·g_w), with the gradients taken at the output, where each is its residual p - y times
     a common factor; 1 where the two do not point the same way, since the loser's step then helps the winner.
     """
     g_w, g_l = (at_least_float32(r).detach().flatten(1) for r in (residual_real, residual_generated))
@@ -124,7 +121,7 @@ def scale_gradient(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def sft_loss(policy_real: Tensor, target_real: Tensor) -> Tensor:
-    """Supervised fine-tuning: e(θ; real) per sample, [B]."""
+    """Supervised fine-tuning: e(theta; real) per sample, [B]."""
     return squared_error(policy_real, target_real)
 
 
@@ -136,8 +133,7 @@ def trajectory_margins(
     previous_real: Tensor,
     previous_generated: Tensor,
 ) -> Tensor:
-    """D_t of every step of stored trajectories: means mu(x_t)
-    against the x_{t−1} that was drawn. All [T, B, …] → [T, B].
+    """D_t of every step of stored trajectories: means mu(x_t) against the x_{t-1} drawn. All [T, B, …] -> [T, B].
 
     Sums over pixels, as a log-likelihood ratio has it.
     """
@@ -149,12 +145,12 @@ def trajectory_margins(
 
 
 def summed_error(mean: Tensor, previous: Tensor) -> Tensor:
-    """|x_{t−1} − mu|², [T, B, …] → [T, B]."""
+    """|x_{t-1} - mu|², [T, B, …] -> [T, B]."""
     return (at_least_float32(mean) - at_least_float32(previous)).square().flatten(2).sum(dim=2)
 
 
 def trajectory_loss(margins: Tensor, beta_t: Tensor) -> tuple[Tensor, Tensor]:
-    """L = mean over the batch of ℓ(−Σ_t beta_t/T·D_t) (SPIN-Diffusion eq. 4.8), ℓ(z) = log(1 + e^−z).
+    """L = mean over the batch of l(-sum_t beta_t/T·D_t) (SPIN-Diffusion eq. 4.8), l(z) = log(1 + e^-z).
 
     margins: [T, B]; beta_t: [T]. Returns the loss and the logits [B].
     """
@@ -163,7 +159,7 @@ def trajectory_loss(margins: Tensor, beta_t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def trajectory_bound(margins: Tensor, beta_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Jensen's upper bound of trajectory_loss, mean over steps and batch of ℓ(−beta_t·D_t): what the step loss trains.
+    """Jensen's upper bound of trajectory_loss, mean over steps and batch of l(-beta_t·D_t): what the step loss trains.
 
     Returns the bound and the logits [T, B].
     """

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from train_core import NoiseSchedule, weights_hash
-
+from ..train_core import NoiseSchedule, weights_hash
 from .encoding import Encoder
 from .store import TensorStore, store_key
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from train_core import (
+from ..train_core import (
     Denoiser,
     LoRA,
     NoiseSchedule,
@@ -58,11 +58,9 @@ class AdapterOff:
 
 
 class LoRAPlayer:
-    """Learns an adapter a round. The base is frozen; earlier
-    rounds' adapters stay applied and frozen under the new one.
+    """Learns an adapter a round: the base is frozen, and earlier rounds' adapters stay applied under the new one.
 
-    model: the module that `denoiser` runs, whose layers are
-    adapted. base_hash: of the weights that `denoiser` runs with.
+    model: the module that `denoiser` runs, whose layers are adapted. base_hash: of the weights that `denoiser` runs with.
     """
 
     def __init__(

@@ -1,6 +1,4 @@
-"""One training step of each method, as the loop calls it:
-from a batch of pairs to the backward pass and what is logged.
-"""
+"""One training step of each method: from a batch of pairs to the backward pass and what is logged."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,8 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from train_core import Context, Denoiser, cat_contexts
-
+from ..train_core import Context, Denoiser, cat_contexts
 from .batches import PairBatch
 from .objectives import PairLoss, pair_loss, sft_loss
 
@@ -111,7 +108,7 @@ def predict_both(model: Denoiser, real: Tensor, other: Tensor, t: Tensor, contex
 
 
 def drift(policy: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> Tensor:
-    """How far the player has moved from its opponent: mean (ε_θ − ε_θk)² over both sides."""
+    """How far the player has moved from its opponent: mean (eps_theta - eps_theta_k)² over both sides."""
     return torch.stack(
         [(p.detach() - r).float().square().mean() for p, r in zip(policy, reference, strict=True)]
     ).mean()

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from train_core import save_tensors
+from ..train_core import save_tensors
 
 
 def store_key(**made_from) -> str:

@@ -1,1 +1,10 @@
 """A small drawn world: pictures whose content is known exactly, a model trained on them, and measures of what it draws."""
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+# What the Load nodes offer beside a person's own files, so that there is something to load on a fresh install.
+EXAMPLE = "(Sprite World example)"
+EXAMPLE_CONCEPT = WEIGHTS / "example_concept.safetensors"
+EXAMPLE_LORA = WEIGHTS / "example_spin_lora.safetensors"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .pictures import PIXELS
@@ -66,7 +67,7 @@ class SpriteAutoencoder(nn.Module):
 @torch.no_grad()
 def whiten(model: SpriteAutoencoder, latents: Tensor) -> None:
     """Folds the whitening of these latents [N, 4, h, w] into both ends, so that channels are uncorrelated, unit, centred."""
-    flat = latents.movedim(1, -1).flatten(0, -2).double()
+    flat = rearrange(latents.double(), "n c h w -> (n h w) c")
     mean, (values, vectors) = flat.mean(0), torch.linalg.eigh(flat.T.cov())
     to_white = vectors @ torch.diag(values.rsqrt()) @ vectors.T
     last, weight, bias = (

@@ -1,6 +1,6 @@
 """A small network that reads a picture: class, colour, scene, count, position, size, taste; and its features.
 
-python -m sprite_world.classifier          # trains it on renders (minutes on a CPU) and replaces the shipped weights
+python -m vico_spin.sprite_world.classifier          # trains it on renders (minutes on a CPU) and replaces the shipped weights
 """
 
 from __future__ import annotations

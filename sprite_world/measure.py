@@ -1,6 +1,6 @@
 """What a picture shows, measured against the world's ground truth.
 
-    python -m sprite_world.measure          # the measures' own accuracy on held-out renders, as a table
+    python -m vico_spin.sprite_world.measure          # the measures' own accuracy on held-out renders, as a table
 
 Pictures come as art [B, 32, 32, 3] uint8 (`to_art` makes it of any image). A matching against renders tells one identity
 from another; a small classifier reads the caption's properties and the taste, and its features give a Fréchet distance.
@@ -47,7 +47,7 @@ def _channels_first(art: np.ndarray) -> Tensor:
 def _match(art: Tensor, colours: np.ndarray, weight: np.ndarray) -> Tensor:
     """Least weighted mean square colour error [B] of a template [s, s, 3] over all places in art [B, 3, 32, 32].
 
-    Σ w (I − T)² = Σ w I² − 2 Σ w T I + Σ w T², the first two by correlation.
+    sum w (I - T)² = sum w I² - 2 sum w T I + sum w T², the first two by correlation.
     """
     template = torch.from_numpy(colours).float().movedim(-1, 0)[None]  # [1, 3, s, s]
     w = torch.from_numpy(weight).float().expand_as(template[0])[None]  # [1, 3, s, s]
@@ -60,7 +60,7 @@ def identity_similarity(art: np.ndarray, who: Identity) -> np.ndarray:
     """How surely each picture of art [B, 32, 32, 3] shows this creature: [B] in [0, 1].
 
     The creature is drawn at each size and at some tastes and matched at every place; the background does not count.
-    exp(−error² / MATCH_SCALE²) of the best match, so a true picture is near 1 and another creature well below.
+    exp(-error² / MATCH_SCALE²) of the best match, so a true picture is near 1 and another creature well below.
     """
     pictures_255 = _channels_first(art)
     errors = []
@@ -110,7 +110,7 @@ def features(art: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """|μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½) of two sets of features [N, d] (Heusel et al. 2017, eq. 6)."""
+    """|mu_a - mu_b|² + tr(S_a + S_b - 2 (S_a S_b)^½) of two sets of features [N, d] (Heusel et al. 2017, eq. 6)."""
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     values, vectors = np.linalg.eigh(cov_a)
     root_a = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

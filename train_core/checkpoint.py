@@ -45,9 +45,9 @@ def unpack(value, tensors: dict[str, Tensor]):
 
 
 def write_atomically(path: Path, write) -> None:
-    """Calls write(temporary path), then renames: a reader sees the
-    old file or the new one, also after kill -9 or on a full disk.
+    """Calls write(temporary path), then renames.
 
+    A reader sees the old file or the new one, also after kill -9 or on a full disk.
     Raises: OSError with a sentence where the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

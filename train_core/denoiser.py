@@ -21,7 +21,7 @@ class Denoiser(Protocol):
     prediction: Prediction
 
     def predict(self, x_t: Tensor, t: Tensor, context: Context) -> Tensor:
-        """x_t: [B, C, H, W]; t: int [B], 0..T−1. Returns the prediction, [B, C, H, W]."""
+        """x_t: [B, C, H, W]; t: int [B], 0..T-1. Returns the prediction, [B, C, H, W]."""
         ...
 
 

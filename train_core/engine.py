@@ -109,9 +109,7 @@ class LocalEngine:
 
 
 class ScaledOptimizer:
-    """An optimiser that steps through torch's GradScaler: a step
-    whose gradients overflowed is left out and the scale halved.
-    """
+    """An optimiser that steps through torch's GradScaler: an overflowed step is left out, and the scale halved."""
 
     def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler):
         self.optimizer, self.scaler = optimizer, scaler

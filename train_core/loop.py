@@ -81,8 +81,7 @@ class TrainingDiverged(ArithmeticError):
 
 
 def lr_factor(step: int, settings: LoopSettings) -> float:
-    """What the learning rates are multiplied by in step 0, 1,
-    …: linear warm-up, then constant, linear or cosine to zero.
+    """What the learning rates are multiplied by in step 0, 1, …: linear warm-up, then constant, linear or cosine to zero.
 
     The warm-up's first step is 1/warmup_steps, not 0: a step that changes nothing would be wasted.
     """

@@ -45,7 +45,7 @@ class LoRALayer(nn.Module):
             else dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
         )
         fan_in = layer.weight[0].numel()
-        bound = 1 / math.sqrt(fan_in)  # the layer's own initialisation, Kaiming uniform with a = √5
+        bound = 1 / math.sqrt(fan_in)  # the layer's own initialisation, Kaiming uniform with a = sqrt(5)
         down = torch.empty(rank, *layer.weight.shape[1:]).uniform_(-bound, bound, generator=generator)
         up = torch.zeros(layer.weight.shape[0], rank, *(1,) * (layer.weight.ndim - 2))
         self.down = nn.Parameter(down.to(layer.weight.device))
@@ -100,9 +100,7 @@ class LoRA(nn.Module):
             self.enabled = before
 
     def lora_state_dict(self, prefix: str = "diffusion_model.") -> dict[str, Tensor]:
-        """Weights in the naming that ComfyUI's LoRA loader reads:
-        <prefix><layer>.lora_up.weight, .lora_down.weight, .alpha.
-        """
+        """Weights as ComfyUI's LoRA loader names them: <prefix><layer>.lora_up.weight, .lora_down.weight, .alpha."""
         state = {}
         for name, layer in self.layers().items():
             state[f"{prefix}{name}.lora_up.weight"] = layer.up.detach().clone()
@@ -131,7 +129,7 @@ class LoRA(nn.Module):
 
     @torch.no_grad()
     def merge_into_weights(self) -> None:
-        """Adds the adapter to the layers' weights for good: W ← W + scale·up·down."""
+        """Adds the adapter to the layers' weights for good: W <- W + scale·up·down."""
         for name, layer in self.layers().items():
             weight = self.model_layers[name].weight
             weight += lora_delta(layer.up, layer.down, layer.scale).to(weight)
@@ -143,9 +141,7 @@ def lora_delta(up: Tensor, down: Tensor, scale: float) -> Tensor:
 
 
 def stack_lora(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One adapter equal to the sum of several, by laying their ranks
-    side by side; exact, where a sum of products would need SVD.
-    """
+    """One adapter equal to the sum of several: ranks side by side, exact where a sum of products would need SVD."""
     stacked = {}
     for stem in dict.fromkeys(
         key.removesuffix(".alpha") for state in states for key in state if key.endswith(".alpha")

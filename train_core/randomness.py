@@ -19,9 +19,7 @@ def keyed_generator(*key: int | str) -> torch.Generator:
 
 
 class DataOrder:
-    """The endless shuffled stream as batches: a batch is a pure
-    function of its index, so that a resumed run needs no other state.
-    """
+    """The endless shuffled stream as batches, each a pure function of its index: a resumed run needs no other state."""
 
     def __init__(self, count: int, batch_size: int, seed: int, process_index: int = 0, num_processes: int = 1):
         if count < 1:

@@ -1,8 +1,7 @@
-"""The noise schedule: how much picture and how much noise x_t
-holds at every timestep, and what a model is asked to predict.
+"""The noise schedule: how much picture and noise x_t holds at every timestep, and what a model is asked to predict.
 
 One class serves every family, because each is x_t = alpha_t·x0 + sigma_t·eps:
-variance preserving (SD1.x, SD2.x, SDXL) alpha = √ᾱ, sigma = √(1 − ᾱ); flow (SD3, Flux) alpha = 1 − sigma.
+variance preserving (SD1.x, SD2.x, SDXL) alpha = sqrt(abar), sigma = sqrt(1 - abar); flow (SD3, Flux) alpha = 1 - sigma.
 """
 
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ Prediction = Literal["epsilon", "v", "flow"]
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """x_t = alpha_t·x0 + sigma_t·eps for t in 0..T−1. alpha, sigma: [T], float64: no precision is lost in the table."""
+    """x_t = alpha_t·x0 + sigma_t·eps for t in 0..T-1. alpha, sigma: [T], float64: no precision is lost in the table."""
 
     alpha: Tensor
     sigma: Tensor
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> "NoiseSchedule":
-        """Variance preserving (DDPM eq. 4): alpha = √ᾱ, sigma = √(1 − ᾱ). alphas_cumprod: [T]."""
+        """Variance preserving (DDPM eq. 4): alpha = sqrt(abar), sigma = sqrt(1 - abar). alphas_cumprod: [T]."""
         alphas_cumprod = alphas_cumprod.double()
         return cls(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
 
@@ -51,7 +50,7 @@ class NoiseSchedule:
         return alpha * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-        """What the model should answer to x_t: eps, v = alpha_t·eps − sigma_t·x0, or the flow's velocity eps − x0."""
+        """What the model should answer to x_t: eps, v = alpha_t·eps - sigma_t·x0, or the flow's velocity eps - x0."""
         if prediction == "epsilon":
             return noise
         if prediction == "flow":
@@ -75,29 +74,27 @@ def flow_sigmas(steps: int = 1000, shift: float = 1.0) -> Tensor:
 
 
 def leading_timesteps(count: int, steps: int = 1000, offset: int = 1) -> tuple[Tensor, Tensor]:
-    """The `count` timesteps that SD's own samplers visit,
-    descending, and the one that each leads to (negative: the end).
-    """
+    """The `count` timesteps that SD's own samplers visit, descending, and the one that each leads to (negative: the end)."""
     ratio = steps // count
     timesteps = torch.arange(count - 1, -1, -1) * ratio + offset
     return timesteps, timesteps - ratio
 
 
 def ddim_sigma(alphas_cumprod: Tensor, t: Tensor, prev_t: Tensor, eta: float) -> Tensor:
-    """Standard deviation of a DDIM step (DDIM eq. 16). prev_t < 0 stands for ᾱ of timestep 0, as in SD's configuration."""
+    """Standard deviation of a DDIM step (DDIM eq. 16). prev_t < 0 stands for abar of timestep 0, as in SD's configuration."""
     now, before = alphas_cumprod[t], alphas_cumprod[prev_t.clamp(min=0)]
     return eta * ((1 - before) / (1 - now)).sqrt() * (1 - now / before).sqrt()
 
 
 def ddim_noise_coefficient(alphas_cumprod: Tensor, t: Tensor, prev_t: Tensor, eta: float) -> Tensor:
-    """h_t of E[x_{t−1} | x_t, x0] − mu_θ(x_t) = h_t·(eps − eps_θ): from an error of the noise to one of the mean."""
+    """h_t of E[x_{t-1} | x_t, x0] - mu_theta(x_t) = h_t·(eps - eps_theta): from an error of the noise to one of the mean."""
     now, before = alphas_cumprod[t], alphas_cumprod[prev_t.clamp(min=0)]
     sigma = ddim_sigma(alphas_cumprod, t, prev_t, eta)
     return (1 - before - sigma**2).sqrt() - (before * (1 - now) / now).sqrt()
 
 
 def ddim_mean(alphas_cumprod: Tensor, x_t: Tensor, eps: Tensor, t: Tensor, prev_t: Tensor, eta: float) -> Tensor:
-    """mu_θ(x_t), the mean of a DDIM step (DDIM eq. 12). x_t, eps: [B, …]; t, prev_t: int [B]."""
+    """mu_theta(x_t), the mean of a DDIM step (DDIM eq. 12). x_t, eps: [B, …]; t, prev_t: int [B]."""
     shape = (-1,) + (1,) * (x_t.ndim - 1)
     now, before = (alphas_cumprod[i].to(x_t).view(shape) for i in (t, prev_t.clamp(min=0)))
     sigma = ddim_sigma(alphas_cumprod, t, prev_t, eta).to(x_t).view(shape)

@@ -1,22 +1,22 @@
 """What the placeholder looks at in the reference: its text attention, the object mask made of it, and its regularisation."""
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 LEVELS = 10  # the original's candidate thresholds: 0, 0.1 … 0.9
 
 
 def text_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    """Softmax attention averaged over heads, in float32: q [B, M, inner], k [B, T, inner] of a text cross-attention → [B, M, T]."""
-    q, k = (t.float().unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))  # [B, heads, M or T, dim_head]
-    with torch.amp.autocast(
-        q.device.type, enabled=False
-    ):  # a mask must not depend on how training lowers its precision
+    """Softmax attention averaged over heads, in float32: q [B, M, inner], k [B, T, inner] of a text cross-attention -> [B, M, T]."""
+    q, k = (rearrange(t.float(), "b n (heads dim) -> b heads n dim", heads=heads) for t in (q, k))
+    # a mask must not depend on how training lowers its precision
+    with torch.amp.autocast(q.device.type, enabled=False):
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
 
 
 def read_columns(attention: Tensor, columns: list[list[int]]) -> Tensor:
-    """attention [B, M, T] and each row's token positions → the mean of its columns [B, M]."""
+    """attention [B, M, T] and each row's token positions -> the mean of its columns [B, M]."""
     return torch.stack([row[:, where].mean(dim=-1) for row, where in zip(attention, columns, strict=True)])
 
 
@@ -37,13 +37,13 @@ def otsu_threshold(attention: Tensor, levels: int = LEVELS) -> Tensor:
 
 
 def object_mask(attention: Tensor) -> Tensor:
-    """The patches that the original takes for the object: attention [B, M] ≥ 0 → bool [B, M]; a constant map is all True."""
+    """The patches that the original takes for the object: attention [B, M] >= 0 -> bool [B, M]; a constant map is all True."""
     scaled = _scaled(attention.detach())
-    return ~(scaled < _otsu(scaled, LEVELS)[:, None])  # not ≥: a constant map is NaN throughout
+    return ~(scaled < _otsu(scaled, LEVELS)[:, None])  # not >=: a constant map is NaN throughout
 
 
 def attention_regularization(placeholder: Tensor, eot: Tensor) -> Tensor:
-    """Mean of (a_ph / max a_ph − a_eot / max a_eot)² (ViCo eq. 5), maps [B, M] each → scalar. No gradient through `eot`."""
+    """Mean of (a_ph / max a_ph - a_eot / max a_eot)² (ViCo eq. 5), maps [B, M] each -> scalar. No gradient through `eot`."""
     eot = eot.detach()
     difference = placeholder / placeholder.amax(dim=-1, keepdim=True) - eot / eot.amax(dim=-1, keepdim=True)
     return difference.square().mean()

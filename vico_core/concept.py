@@ -161,7 +161,7 @@ def _replace(path: Path, write) -> None:
 
 
 def _embeddings_beside(path: Path) -> Path:
-    """`cross_attention-N.pt` → `embeddings_gs-N.pt` of the same folder."""
+    """`cross_attention-N.pt` -> `embeddings_gs-N.pt` of the same folder."""
     embeddings = path.with_name(path.name.replace("cross_attention", "embeddings_gs"))
     if embeddings == path or not embeddings.is_file():
         raise ValueError(

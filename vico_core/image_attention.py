@@ -69,7 +69,7 @@ class ImageAttention(nn.Module):
         self.norm3 = operations.LayerNorm(dim, dtype=dtype, device=device)
 
     def forward(self, x: Tensor, reference: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """x [B, N, dim], reference [B, M, dim], key_mask bool [B, M] (True = may be attended) → [B, N, dim]."""
+        """x [B, N, dim], reference [B, M, dim], key_mask bool [B, M] (True = may be attended) -> [B, N, dim]."""
         x = self.attend_self(x)
         x = x + self.attn2(self.norm2(x), reference, key_mask)
         return x + self.ff(self.norm3(x))

@@ -11,7 +11,7 @@ STEP = 64  # pixels: the U-Nets halve the VAE's latent (1/8) three times
 
 
 def resize(image: Tensor, width: int, height: int, method: Image.Resampling = Image.Resampling.BILINEAR) -> Tensor:
-    """image [H, W, 3] in 0..1 → [height, width, 3] in 0..1, through 8 bits (bilinear for a reference, bicubic in training)."""
+    """image [H, W, 3] in 0..1 -> [height, width, 3] in 0..1, through 8 bits (bilinear for a reference, bicubic in training)."""
     if image.shape[:2] == (height, width):
         return image
     picture = Image.fromarray((image.cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8))

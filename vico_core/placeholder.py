@@ -12,7 +12,7 @@ def pattern(placeholder: str) -> re.Pattern:
 
 
 def isolate(prompt: str, placeholder: str) -> str:
-    """Puts spaces around the placeholder, so that punctuation beside it does not melt into one token with it ("*," → "* ,")."""
+    """Puts spaces around the placeholder, so that punctuation beside it does not melt into one token with it ("*," -> "* ,")."""
     return pattern(placeholder).sub(lambda found: f" {found[0]} ", prompt)
 
 
@@ -27,7 +27,7 @@ def first_end_of_text(ids: list[int], end_of_text: int) -> int:
 
 
 def check_placeholder(placeholder: str, tokenize: Callable[[str], list[int]]) -> int:
-    """The placeholder's token id. `tokenize`: text → ids without start and end. ValueError where it is not one token."""
+    """The placeholder's token id. `tokenize`: text -> ids without start and end. ValueError where it is not one token."""
     ids = tokenize(placeholder)
     if len(ids) != 1:
         raise ValueError(

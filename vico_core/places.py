@@ -9,8 +9,11 @@ BLOCK = re.compile(r"(output_blocks\.(\d+)\.\d+)\.transformer_blocks\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Place:
-    """name: as the original's files write it (`output_blocks.4.1`); level: the decoder block's number; depth: the number of its
-    last transformer block, after which image attention runs."""
+    """A transformer block of the decoder after which image attention runs.
+
+    name: as the original's files write it (`output_blocks.4.1`); level: the decoder block's number; depth: the number of its
+    last transformer block.
+    """
 
     name: str
     level: int

@@ -9,12 +9,12 @@ Features = dict[str, Tensor]  # {place name: kept reference tokens [K, dim]}
 
 
 def keep_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """tokens [M, dim] and mask bool [M] (None: all) → [K, dim]. Attending to these equals attending to all under the mask."""
+    """tokens [M, dim] and mask bool [M] (None: all) -> [K, dim]. Attending to these equals attending to all under the mask."""
     return tokens if mask is None else tokens[mask]
 
 
 def feature_bytes(tokens_and_widths: list[tuple[int, int]], element_size: int) -> int:
-    """Bytes of one step's features of one context, all keys kept: Σ M·dim over the places [(M, dim), …]."""
+    """Bytes of one step's features of one context, all keys kept: sum of M·dim over the places [(M, dim), …]."""
     return sum(tokens * dim for tokens, dim in tokens_and_widths) * element_size
 
 

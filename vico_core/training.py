@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train_core import DataOrder, NoiseSchedule, Prediction, keyed_generator
-
+from ..train_core import DataOrder, NoiseSchedule, Prediction, keyed_generator
 from .attention_maps import attention_regularization
 from .concept import ViCoConcept
 from .image_attention import ImageAttention
@@ -153,8 +152,10 @@ def normal(shape, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the two streams give: the noisy stream's prediction, and at each place the reference's attention to the placeholder
-    and to the end of text, [B, M] each."""
+    """What the two streams give.
+
+    prediction: the noisy stream's; maps: at each place the reference's attention to placeholder and end of text, [B, M] each.
+    """
 
     prediction: Tensor
     maps: list[tuple[Tensor, Tensor]]
@@ -171,7 +172,7 @@ class TwoStreams(Protocol):
 
 @dataclass(frozen=True)
 class ViCoObjective:
-    """MSE of the prediction + weight · Σ over the places of the attention regularisation (ViCo §3.3)."""
+    """MSE of the prediction + weight · sum over the places of the attention regularisation (ViCo §3.3)."""
 
     streams: TwoStreams
     weight: float = REGULARIZATION

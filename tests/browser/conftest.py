@@ -1,17 +1,14 @@
 """A real server and a real Chromium. Where there is no browser, this fails in one line: it does not skip."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-from scripts.demo import ask, server  # noqa: E402
-from scripts.get_browser import find_chromium  # noqa: E402
-from scripts.host import BASE, enter, prepare_base  # noqa: E402
-from tests.browser.one_photo_files import write_one_photo_files  # noqa: E402
+from vico_spin.scripts.get_browser import find_chromium
+from vico_spin.scripts.host import BASE, enter, prepare_base
+from vico_spin.scripts.server import ask, server
+from vico_spin.tests.browser.one_photo_files import write_one_photo_files
 
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"]
 
@@ -53,6 +50,15 @@ class Page:
         workflow = json.loads(path.read_text(encoding="utf-8"))
         self.page.evaluate("([wf, name]) => window.app.loadGraphData(wf, true, true, name)", [workflow, path.stem])
         self.page.wait_for_function("window.app.graph.nodes.length > 0")
+
+    def set(self, **values: dict) -> None:
+        """Types values into widgets: set(KSampler={"steps": 4})."""
+        js = """values => {
+            for (const [type, widgets] of Object.entries(values))
+                for (const [name, value] of Object.entries(widgets))
+                    app.graph.nodes.find(n => n.type === type).widgets.find(w => w.name === name).value = value
+        }"""
+        self.page.evaluate(js, values)
 
     def missing_nodes(self) -> list[str]:
         return self.page.evaluate("window.app.graph.nodes.filter(n => !n.constructor?.nodeData).map(n => n.type)")

@@ -1,5 +1,7 @@
-"""Files that `vico_one_photo.json` opens, where no real ones are: an SD1.x-shaped checkpoint and a concept, both random, and a
-real photo. They load through the ordinary loaders and show how everything is wired; what they draw is noise."""
+"""Files for `vico_one_photo.json` where no real ones are.
+
+An SD1.x-shaped checkpoint and a concept, both random, and a real photo. They load through the ordinary loaders and show how everything is wired; what they draw is noise.
+"""
 
 from pathlib import Path
 
@@ -38,7 +40,7 @@ def write_checkpoint(path: Path) -> None:
     import comfy.sd1_clip
     import comfy.taesd.taesd
 
-    from scripts.models import seeded, unet_config
+    from vico_spin.scripts.models import seeded, unet_config
 
     layout = unet_config(width=WIDTH, channel_mult=(1, 1, 1, 1), context_dim=768)
     with torch.device("meta"):
@@ -53,7 +55,7 @@ def write_checkpoint(path: Path) -> None:
 
 
 def write_concept(path: Path) -> None:
-    from vico_core import ImageAttention, ViCoConcept
+    from vico_spin.vico_core import ImageAttention, ViCoConcept
 
     torch.manual_seed(0)
     modules = {f"output_blocks.{n}.1": ImageAttention(WIDTH, 8, WIDTH // 8).state_dict() for n in (4, 6, 8, 10)}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.workflow import to_api
+from vico_spin.scripts.workflow import to_api
+from vico_spin.tests.browser.one_photo_files import CHECKPOINT, CONCEPT, PHOTO
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = sorted((ROOT / "workflows").glob("*.json"))
@@ -15,6 +16,9 @@ PICTURE_ON_NODE = "window.app.graph.nodes.find(n => n.type === 'SaveImage')?.img
 
 def test_the_first_workflow_runs_and_shows_its_picture(page, tmp_path):
     page.open(ROOT / "workflows" / "vico_one_photo.json")
+    page.set(CheckpointLoaderSimple={"ckpt_name": CHECKPOINT}, ViCoLoadConcept={"concept": CONCEPT})
+    page.set(LoadImage={"image": PHOTO}, ViCoReference={"size": 256}, KSampler={"steps": 4})
+    page.set(EmptyLatentImage={"width": 256, "height": 256})
     assert [node for node in page.missing_nodes() if node not in DRAWN_ONLY] == []
     page.run()
     page.page.wait_for_function(f"({PICTURE_ON_NODE}) > 0", timeout=300_000)

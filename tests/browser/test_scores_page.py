@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.scores_page import measure
+from vico_spin.benchmarks.scores_page import measure
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from benchmarks import scores_tiny as tiny
-from scores import samples, vico_protocol
-from scores.__main__ import main, prompted_samples
-from scores.comparison import tables
-from scores.evaluate import evaluate
-from scores.prompts import read_prompts
-from scores.run import Run
-from scores.scorer import Scorer
+from vico_spin.scores import samples, vico_protocol
+from vico_spin.scores.cli import main, prompted_samples
+from vico_spin.scores.comparison import tables
+from vico_spin.scores.evaluate import evaluate
+from vico_spin.scores.prompts import read_prompts
+from vico_spin.scores.run import Run
+from vico_spin.scores.scorer import Scorer
+from vico_spin.scripts import tiny_scorers as tiny
 
 LISTS = {
     "list.txt": "a cat\n\n  a dog \n",

@@ -6,8 +6,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from torchvision.transforms import functional as TF
 
-from benchmarks.scores_tiny import picture
-from scores.pictures import (
+from vico_spin.scores.pictures import (
     CLIP_MEAN,
     CLIP_STD,
     IMAGENET_MEAN,
@@ -19,6 +18,7 @@ from scores.pictures import (
     SquareThenClip,
     open_picture,
 )
+from vico_spin.scripts.tiny_scorers import picture
 
 SIZES = [(300, 200), (200, 300), (224, 224), (225, 224), (224, 227), (151, 401), (512, 512), (31, 17), (1000, 229)]
 

@@ -7,13 +7,13 @@ import re
 import pytest
 from PIL import Image
 
-from benchmarks import scores_tiny as tiny
-from scores.__main__ import main
-from scores.comparison import Duel
-from scores.page import Contents, headline, page
-from scores.report import as_json, contents_of, write_report
-from scores.run import Run
-from scores.statistics import Interval
+from vico_spin.scores.cli import main
+from vico_spin.scores.comparison import Duel
+from vico_spin.scores.page import Contents, headline, page
+from vico_spin.scores.report import as_json, contents_of, write_report
+from vico_spin.scores.run import Run
+from vico_spin.scores.statistics import Interval
+from vico_spin.scripts import tiny_scorers as tiny
 
 PROMPT = 'a <script>alert("cat")</script> & co'
 

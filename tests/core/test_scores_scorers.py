@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks import scores_tiny as tiny
-from scores.clip import picture_embeddings, text_embeddings
-from scores.load import KINDS, find, load_scorer
-from scores.tokens import clip_tokenizer, token_ids
+from vico_spin.scores.clip import picture_embeddings, text_embeddings
+from vico_spin.scores.load import KINDS, find, load_scorer
+from vico_spin.scores.tokens import clip_tokenizer, token_ids
+from vico_spin.scripts import tiny_scorers as tiny
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +91,7 @@ def test_image_reward_equals_its_own_package_golden(scorers, golden):
 @torch.inference_mode()
 def test_dino_equals_the_original_at_both_sizes_golden(files, golden):
     """224² as DINO was trained, 256² as DreamMatcher feeds it: with DINO's own rule for stretching positions."""
-    from scores.dino import load
+    from vico_spin.scores.dino import load
 
     numbers = load_file(golden / "scores" / "dino.safetensors")
     for protocol, size in (("standard", 224), ("dreammatcher", 256)):
@@ -131,7 +131,7 @@ def test_a_picture_is_most_like_itself(scorers, kind):
 
 
 def test_preference_of_a_pair_is_the_softmax():
-    from scores.pickscore import preference
+    from vico_spin.scores.pickscore import preference
 
     assert preference(21.0, 20.0) == pytest.approx(torch.tensor([21.0, 20.0]).softmax(0)[0].item())
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks.scores_coverage import coverage, true_win_rate
-from scores import aggregate, mean_difference_interval, win_rate, win_rate_interval
-from scores.statistics import interval_method
+from vico_spin.benchmarks.scores_coverage import coverage, true_win_rate
+from vico_spin.scores import aggregate, mean_difference_interval, win_rate, win_rate_interval
+from vico_spin.scores.statistics import interval_method
 
 
 def test_ties_count_half():

@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from spin_core.cli import main
-from spin_core.settings import TrainSettings, parse
+from vico_spin.spin_core.cli import main
+from vico_spin.spin_core.settings import TrainSettings, parse
 
 WIDTH = 32
 ROOT = Path(__file__).parent.parent.parent
@@ -201,7 +201,7 @@ def test_two_sharded_processes_go_on_where_one_stopped_and_come_to_the_same(trai
     full = ["--train", "full", "--lr", "1e-4"]
     assert train(*full, output="one") == 0
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("spin_core.cli.Log.__call__", stop_after_a_step)
+        patch.setattr("vico_spin.spin_core.cli.Log.__call__", stop_after_a_step)
         train(*full, output="two")
     launch(train.arguments(*full, "--shard", output="two"))
     one, two = (load_file(tmp_path / folder / "round-1" / "result.safetensors") for folder in ("one", "two"))
@@ -217,7 +217,7 @@ def launch(arguments):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    command = [*launcher, "-m", "spin_core", *arguments]
+    command = [*launcher, "-m", "vico_spin.spin_core", *arguments]
     env = dict(os.environ, OMP_NUM_THREADS="1")
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

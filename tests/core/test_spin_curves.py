@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from spin_core.curves import PANELS, draw_curves, verdict
+from vico_spin.spin_core.curves import PANELS, draw_curves, verdict
 
 
 def metrics(method="spin", real=0.4, accuracy=0.9, rounds=2):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from spin_core.data import Dataset, Listed, Picture, Report, Sample, bucket, contact_sheet, fit
-from spin_core.encoding import Encoder, encode_dataset
-from spin_core.store import TensorStore
+from vico_spin.spin_core.data import Dataset, Listed, Picture, Report, Sample, bucket, fit
+from vico_spin.spin_core.encoding import Encoder, encode_dataset
+from vico_spin.spin_core.store import TensorStore
 
 
 def picture_bytes(colour="red", size=(40, 30), mode="RGB", **options):
@@ -242,8 +242,3 @@ def test_pairs_keep_the_rejected_picture(tmp_path):
 def test_nothing_usable_says_why(tmp_path):
     with pytest.raises(ValueError, match=r"no preference pairs(?s:.*)no second picture"):
         encode_dataset(Listed(samples()[1:2]), encoder(tmp_path, []), None, Report(), pairs=True)
-
-
-def test_contact_sheet_survives_a_broken_picture():
-    sheet = contact_sheet([s.image for s in samples()[:3]], columns=2, tile=32)
-    assert sheet.size == (64, 64) and sheet.getpixel((16, 16)) == (255, 0, 0)

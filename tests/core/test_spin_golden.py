@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from spin_core import pair_loss, trajectory_beta, trajectory_bound, trajectory_loss, trajectory_margins
-from spin_core.objectives import KAPPA
-from train_core import NoiseSchedule, flow_sigmas, scaled_linear_alphas_cumprod
+from vico_spin.spin_core import pair_loss, trajectory_beta, trajectory_bound, trajectory_loss, trajectory_margins
+from vico_spin.spin_core.objectives import KAPPA
+from vico_spin.train_core import NoiseSchedule, flow_sigmas, scaled_linear_alphas_cumprod
 
 PAIRS = [
     "dpo_sf_f64",

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from spin_core import pair_loss, sft_loss
-from spin_core.objectives import safeguard_scale
+from vico_spin.spin_core import pair_loss, sft_loss
+from vico_spin.spin_core.objectives import safeguard_scale
 
 
 def predictions(seed=0, count=6, dtype=torch.float32, batch=3):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from train_core import LocalEngine
+from vico_spin.train_core import LocalEngine
 
 HERE = Path(__file__).parent
 CHANGES = {"batch_size": 4, "steps": (3,)}

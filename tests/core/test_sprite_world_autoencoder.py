@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 import sprite_world
-from sprite_world.autoencoder import SCALE, SpriteAutoencoder, whiten
-from sprite_world.identity import identity
-from sprite_world.measure import identity_similarity, to_art
-from sprite_world.muon import orthogonalized
-from sprite_world.pictures import pictures, render, show
+from vico_spin.sprite_world.autoencoder import SCALE, SpriteAutoencoder, whiten
+from vico_spin.sprite_world.identity import identity
+from vico_spin.sprite_world.measure import identity_similarity, to_art
+from vico_spin.sprite_world.muon import orthogonalized
+from vico_spin.sprite_world.pictures import pictures, render, show
 
 WEIGHTS = Path(sprite_world.__file__).parent / "weights" / "base.safetensors"
 

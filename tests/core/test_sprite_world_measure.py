@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sprite_world.identity import identity
-from sprite_world.measure import (
+from vico_spin.sprite_world.identity import identity
+from vico_spin.sprite_world.measure import (
     accuracies,
     features,
     frechet_distance,
@@ -18,10 +18,10 @@ from sprite_world.measure import (
     recognition,
     to_art,
 )
-from sprite_world.pictures import Picture, chosen_pictures, pictures, render, show
-from sprite_world.scenes import ART, paint
-from sprite_world.table import summary, table
-from sprite_world.vocabulary import SCENES
+from vico_spin.sprite_world.pictures import Picture, chosen_pictures, pictures, render, show
+from vico_spin.sprite_world.scenes import ART, paint
+from vico_spin.sprite_world.table import summary, table
+from vico_spin.sprite_world.vocabulary import SCENES
 
 
 @pytest.fixture(scope="module")

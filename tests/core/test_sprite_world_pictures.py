@@ -5,8 +5,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from sprite_world.identity import identity, is_held_out
-from sprite_world.pictures import (
+from vico_spin.sprite_world.identity import identity, is_held_out
+from vico_spin.sprite_world.pictures import (
     chosen_pictures,
     evaluation_prompts,
     is_held_out_pair,
@@ -15,8 +15,8 @@ from sprite_world.pictures import (
     render,
     show,
 )
-from sprite_world.sprites import SIDES, draw
-from sprite_world.vocabulary import CLASSES, COLOURS, SCENES, caption, random_caption, read_caption
+from vico_spin.sprite_world.sprites import SIDES, draw
+from vico_spin.sprite_world.vocabulary import CLASSES, COLOURS, SCENES, caption, random_caption, read_caption
 
 
 def first(stream, number):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from train_core import (
+from vico_spin.train_core import (
     CheckpointFolder,
     DataOrder,
     LocalEngine,

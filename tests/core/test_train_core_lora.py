@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from train_core import LoRA, find_layers, gradient_checkpointing, stack_lora, weights_hash
+from vico_spin.train_core import LoRA, find_layers, gradient_checkpointing, stack_lora, weights_hash
 
 
 class Block(nn.Module):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train_core.schedule import (
+from vico_spin.train_core.schedule import (
     NoiseSchedule,
     ddim_mean,
     ddim_noise_coefficient,

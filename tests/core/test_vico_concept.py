@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vico_core import ImageAttention, ViCoConcept
+from vico_spin.vico_core import ImageAttention, ViCoConcept
 
 
 def make_concept(**words):

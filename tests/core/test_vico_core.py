@@ -3,8 +3,16 @@
 import pytest
 import torch
 
-from vico_core import FeatureBank, check_prompt, column_attention, feature_bytes, find_places, isolate, object_mask
-from vico_core.placeholder import check_placeholder, pattern
+from vico_spin.vico_core import (
+    FeatureBank,
+    check_prompt,
+    column_attention,
+    feature_bytes,
+    find_places,
+    isolate,
+    object_mask,
+)
+from vico_spin.vico_core.placeholder import check_placeholder, pattern
 
 
 def keys(levels, depth=1):

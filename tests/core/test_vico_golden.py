@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vico_core import (
+from vico_spin.vico_core import (
     ImageAttention,
     ViCoConcept,
     attention_regularization,

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
-from train_core import (
+from vico_spin.train_core import (
     CheckpointFolder,
     LocalEngine,
     LoopSettings,
@@ -21,11 +21,11 @@ from train_core import (
     train,
     weights_hash,
 )
-from vico_core import attention_regularization, object_mask
-from vico_core.curve import loss_curve, smoothed
-from vico_core.photos import resize
-from vico_core.templates import TEMPLATES
-from vico_core.training import (
+from vico_spin.vico_core import attention_regularization, object_mask
+from vico_spin.vico_core.curve import loss_curve, smoothed
+from vico_spin.vico_core.photos import resize
+from vico_spin.vico_core.templates import TEMPLATES
+from vico_spin.vico_core.training import (
     Batch,
     Draws,
     Photos,

@@ -4,20 +4,15 @@
 results. `make_sd1(…)` builds a small SD1.x-shaped MODEL, `make_clip(…)` a small CLIP, `make_vae()` a small VAE, weights by seed.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-from scripts.host import Host, enter  # noqa: E402
+from vico_spin.scripts.host import Host, enter
 
 enter()
 
 import torch  # noqa: E402
 
-from scripts import models  # noqa: E402
+from vico_spin.scripts import models  # noqa: E402
 
 torch.backends.cudnn.allow_tf32 = False  # with COMFYUI_DEVICE=cuda: the originals' numbers are float32's
 
@@ -30,16 +25,7 @@ def host():
 @pytest.fixture(scope="session")
 def call(host):
     """call("ViCoApply", model=…) → the node's results, under inference_mode as in the executor."""
-
-    def run(node_id: str, **inputs):
-        with torch.inference_mode():
-            node = host.node_classes[node_id]
-            if hasattr(node, "define_schema"):
-                node = node.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
-                return node.execute(**inputs).result
-            return getattr(node(), node.FUNCTION)(**inputs)
-
-    return run
+    return host.call
 
 
 @pytest.fixture(scope="session")

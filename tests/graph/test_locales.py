@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from comfy_api.latest import io
 
-from scripts.host import PACK_NAME
+from vico_spin.scripts.host import PACK_NAME
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ZH = json.loads((ROOT / "locales/zh/nodeDefs.json").read_text(encoding="utf-8"))
@@ -23,16 +24,29 @@ def schemas(host):
     return {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in ours)}
 
 
+def input_slots(schema):
+    """(key, input) of every input, those of a dynamic combo's options too.
+
+    The frontend shows what is nested as the widget "combo.input" and looks it up with the dot as an underscore.
+    """
+    for slot in schema.inputs:
+        yield slot.id, slot
+        if isinstance(slot, io.DynamicCombo.Input):
+            yield from ((f"{slot.id}_{nested.id}", nested) for option in slot.options for nested in option.inputs)
+
+
 def slots(schema) -> dict:
-    """A node's inputs and outputs under the keys by which the frontend looks them up."""
-    outputs = {("outputs", str(index)): output for index, output in enumerate(schema.outputs)}
-    return {("inputs", i.id): i for i in schema.inputs} | outputs
+    """A node's inputs and outputs under the keys by which the frontend looks them up; options may share one."""
+    found = {}
+    for key, slot in input_slots(schema):
+        found.setdefault(("inputs", key), []).append(slot)
+    return found | {("outputs", str(index)): [output] for index, output in enumerate(schema.outputs)}
 
 
 def texts(schema) -> dict:
-    """What a user reads about a node and its slots, by place."""
-    tooltips = {(*key, "tooltip"): slot.tooltip for key, slot in slots(schema).items() if slot.tooltip}
-    return {("description",): schema.description} | tooltips
+    """What a user reads about a node and its slots, by place; where slots share a key, the text must serve them all."""
+    told = {(*key, "tooltip"): [slot.tooltip for slot in found if slot.tooltip] for key, found in slots(schema).items()}
+    return {("description",): schema.description} | {key: "\n".join(all_of) for key, all_of in told.items() if all_of}
 
 
 def translated(node_id: str) -> dict:

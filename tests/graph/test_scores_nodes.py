@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks import scores_tiny as tiny
-from scores.tokens import clip_tokenizer, token_ids
-from scripts.make_scores_golden import PROMPTS
+from vico_spin.scores.tokens import clip_tokenizer, token_ids
+from vico_spin.scripts import tiny_scorers as tiny
+from vico_spin.scripts.make_scores_golden import PROMPTS
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_loaded_scorer_says_what_it_is(call, scorers):
 
 def test_the_numbers_are_those_of_the_saved_pictures(call, scorers, tmp_path):
     """What the node scores is what Save Image writes: scoring the PNG gives the same number to the last bit."""
-    from scores.load import load_scorer
+    from vico_spin.scores.load import load_scorer
 
     scorer, _ = call("ScoreLoadScorer", scorer="PickScore v1", file="PickScore_v1")
     image = torch.rand(2, 70, 90, 3, generator=torch.Generator().manual_seed(0))
@@ -84,7 +84,9 @@ def test_references_reach_dino(call, scorers):
         call("ScorePictures", **call_with)
 
 
-@pytest.mark.parametrize("prompts, sentence", [("a\nb", "3 pictures and 2 prompts"), ("", "3 pictures and 0 prompts")])
+@pytest.mark.parametrize(
+    "prompts, sentence", [("a\nb", "3 pictures have 2 prompts"), ("", "3 pictures have 0 prompts")]
+)
 def test_prompts_that_do_not_fit_are_said(call, scorers, prompts, sentence):
     scorer, _ = call("ScoreLoadScorer", scorer="PickScore v1", file="automatic")
     with pytest.raises(ValueError, match=sentence):
@@ -146,7 +148,7 @@ def test_models_are_compared_and_everything_is_kept(compared, output):
     """2 models × 2 prompts × 2 seeds × 2 scorers = 16 numbers; 8 pictures with their prompts."""
     grid, run, win_rates = compared
     folder = Path(run)
-    assert folder.parent == output / "scores" and folder.name == "_test_00001"
+    assert folder.parent == output / "scores" and folder.name == "___test_00001"
     rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     assert len(rows) == 16 and len(list(folder.glob("*/*.png"))) == 8
     assert {row["seed"] for row in rows} == {"5", "6"} and {row["prompt"] for row in rows} == {"a cat", "a dog"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 
-from scripts.workflow import to_api
+from vico_spin.scripts.workflow import to_api
 
 WORKFLOW = Path(__file__).parent.parent.parent / "workflows" / "which_model_is_better.json"
 PROMPTS = ["a red crab on sand", "two blue ghosts at night"]

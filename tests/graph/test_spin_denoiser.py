@@ -1,20 +1,13 @@
 """A MODEL as a Denoiser predicts what the host's own apply_model turns into a picture, in every family."""
 
-import sys
-
 import pytest
 import torch
 
-from scripts import models
-from train_core import weights_hash
+from vico_spin.nodes.host import copies, denoiser
+from vico_spin.scripts import models
+from vico_spin.train_core import weights_hash
 
 CHANNELS = {"sd1": 4, "sd2": 4, "sdxl": 4, "sd3": 16, "flux": 16}
-
-
-@pytest.fixture
-def denoiser(host):
-    """nodes/denoiser.py as the host has loaded it with the pack."""
-    return next(module for name, module in sys.modules.items() if name.endswith("nodes.denoiser"))
 
 
 def denoised(prediction, x_t, alpha, sigma, kind):
@@ -25,12 +18,12 @@ def denoised(prediction, x_t, alpha, sigma, kind):
 
 
 @pytest.mark.parametrize("family", CHANNELS)
-def test_predicts_as_the_host_and_can_be_trained(denoiser, family):
+def test_predicts_as_the_host_and_can_be_trained(host, family):
     with torch.inference_mode():
         model = models.of_family(family)
         before = weights_hash(model.model.state_dict())
-        with denoiser.training_mode():
-            copy = denoiser.training_copy(model)
+        with copies.training_mode():
+            copy = copies.training_copy(model)
             made, generator = denoiser.ModelDenoiser(copy), torch.Generator().manual_seed(0)
             shape = (CHANNELS[family], 8, 8)
             text = [
@@ -43,7 +36,7 @@ def test_predicts_as_the_host_and_can_be_trained(denoiser, family):
             context = denoiser.batch_contexts([denoiser.context_of(copy.model, text, shape)] * 2)
             context = {name: value.to(device) for name, value in context.items()}
             x_t, t = torch.randn(2, *shape, generator=generator).to(device), torch.tensor([3, 700], device=device)
-            with denoiser.residuals_kept(copy.model.diffusion_model):
+            with copies.residuals_kept(copy.model.diffusion_model):
                 weight = next(p for p in copy.model.diffusion_model.parameters() if p.ndim > 1).requires_grad_(True)
                 prediction = made.predict(x_t, t, context)
                 prediction.square().mean().backward()
@@ -57,7 +50,7 @@ def test_predicts_as_the_host_and_can_be_trained(denoiser, family):
     assert weights_hash(model.model.state_dict()) == before
 
 
-def test_prompts_of_several_chunks_are_batched_as_the_host_does(denoiser):
+def test_prompts_of_several_chunks_are_batched_as_the_host_does():
     short, long = torch.randn(1, 77, 40), torch.randn(1, 154, 40)
     both = denoiser.batch_contexts([{"c_crossattn": short}, {"c_crossattn": long}])["c_crossattn"]
     assert both.shape == (2, 154, 40) and torch.equal(both[0], torch.cat([short, short], dim=1)[0])

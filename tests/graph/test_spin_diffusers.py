@@ -8,7 +8,7 @@ import folder_paths
 import pytest
 import torch
 
-from scripts import models
+from vico_spin.scripts import models
 
 SD15 = {
     "sample_size": 64,

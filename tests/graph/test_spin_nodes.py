@@ -16,45 +16,15 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from scripts import models
-from spin_core.data import Dataset
-from train_core import weights_hash
+from vico_spin.nodes.host.training_options import TrainingOptionsNode
+from vico_spin.scripts import models
+from vico_spin.spin_core.data import Dataset
+from vico_spin.train_core import weights_hash
 
+OPTION_NAMES = [i.id for i in TrainingOptionsNode.define_schema().inputs]
 CHANNELS = {"sd1": 4, "sd2": 4, "sdxl": 4, "sd3": 16, "flux": 16}
-SMALL = {
-    "run_name": "test",
-    "train": "LoRA",
-    "steps": "2",
-    "learning_rate": "1e-3",
-    "batch_size": 2,
-    "accumulation": 1,
-    "resolution": 64,
-    "seed": 1,
-    "rank": 2,
-    "preview_prompts": "",
-    "preview_every": 0,
-    "warmup_steps": 0,
-    "decay": "constant",
-    "precision": "fp32",
-    "gradient_checkpointing": False,
-    "caption_dropout": 0.0,
-    "checkpoint_every": 100,
-    "negative": "",
-    "sampling_steps": 2,
-    "cfg": 2.0,
-    "sampler_name": "euler",
-    "scheduler": "normal",
-}
-GAME = {
-    "rounds": 1,
-    "beta": "50",
-    "opponent_batch": 4,
-    "share_noise": True,
-    "low_memory": False,
-    "sft_weight": 0.0,
-    "margin_clamp": 0.0,
-    "safeguard": -1.0,
-}
+SMALL = {"run_name": "test", "batch_size": 2, "resolution": 64, "seed": 1, "preview_prompts": ""}
+OPPONENT = {"sampler_name": "euler", "scheduler": "normal", "steps": 2, "cfg": 2.0}
 
 
 @pytest.fixture(autouse=True)
@@ -92,11 +62,23 @@ def dataset(call):
 
 @pytest.fixture
 def play(call, clip, vaes, dataset):
-    """Train SPIN on a tiny model: play(model, **changes) → model, lora, loss, metrics."""
+    """Train SPIN or Train Baseline on a tiny model: play(model, **changes) → model, lora, loss, metrics."""
 
-    def run(model, node="SPINTrain", data=None, **changes):
-        inputs = {**SMALL, **(GAME if node == "SPINTrain" else {}), **changes}
+    def run(
+        model, method=None, data=None, rank=2, steps=2, learning_rate=1e-3, beta=50.0, rounds=1, play=(), **changes
+    ):
+        options = {"preview_every": 0} | {k: changes.pop(k) for k in OPTION_NAMES if k in changes}
+        inputs = {**SMALL, "train": {"train": "full"} if rank is None else {"train": "LoRA", "rank": rank}, **changes}
+        inputs["training_options"] = call("ViCoSPINTrainingOptions", **options)[0]
+        inputs["opponent"] = call("SPINOpponent", **OPPONENT)[0]
+        numbers = {"steps": steps, "learning_rate": learning_rate}
+        if method is None:
+            inputs["play"] = {**numbers, "beta": beta} | ({"rounds": rounds} if rounds > 1 else {})
+            inputs["spin_options"] = call("SPINOptions", **dict(play))[0]
+        else:
+            inputs |= {**numbers, "method": {"method": method, "beta": beta} if method == "DPO" else {"method": method}}
         vae = vaes[model.model.latent_format.latent_channels]
+        node = "SPINTrainBaseline" if method else "SPINTrain"
         return call(node, model=model, clip=clip, vae=vae, dataset=data or dataset, **inputs)
 
     return run
@@ -135,7 +117,7 @@ def test_every_family_plays_a_round_by_lora(play, family):
 def test_full_training_of_a_u_net(play):
     model = tiny()
     before = weights_hash(model.model.state_dict())
-    patched, lora, loss, _ = play(model, train="full")
+    patched, lora, loss, _ = play(model, rank=None)
     assert lora is None and loss["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
     assert weights_hash(model.model.state_dict()) == before
     assert len(patched.patches) == len(model.model.diffusion_model.state_dict())
@@ -165,7 +147,7 @@ def test_two_rounds_in_one_node(play):
 def test_the_lora_is_what_the_player_computed_with(play, vaes, clip):
     """The returned MODEL and the node's own player draw the same picture."""
     model = tiny()
-    patched, lora, _, _ = play(model, learning_rate="1e-2", steps="5")
+    patched, lora, _, _ = play(model, learning_rate=1e-2, steps=5)
     from_lora = comfy_load(model, lora)
     torch.testing.assert_close(answer(patched), answer(from_lora))
 
@@ -175,7 +157,7 @@ def comfy_load(model, lora):
 
 
 def test_interrupt_keeps_what_was_learnt_and_the_next_run_goes_on(play, call, places):
-    whole = play(tiny(), run_name="whole", steps="4")
+    whole = play(tiny(), run_name="whole", steps=4)
     hook, count = comfy.utils.PROGRESS_BAR_HOOK, [0]
 
     def interrupt(*args, **kwargs):
@@ -186,7 +168,7 @@ def test_interrupt_keeps_what_was_learnt_and_the_next_run_goes_on(play, call, pl
     comfy.utils.set_progress_bar_global_hook(interrupt)
     try:
         with pytest.raises(comfy.model_management.InterruptProcessingException):
-            play(tiny(), run_name="parted", steps="4")
+            play(tiny(), run_name="parted", steps=4)
     finally:
         comfy.utils.set_progress_bar_global_hook(hook)
         comfy.model_management.interrupt_current_processing(False)
@@ -195,7 +177,7 @@ def test_interrupt_keeps_what_was_learnt_and_the_next_run_goes_on(play, call, pl
     folder_paths.add_model_folder_path("spin", str(places / "output" / "spin"))
     name = kept[0].relative_to(places / "output" / "spin").as_posix()
     assert len(call("SPINLoadCheckpoint", checkpoint=f"spin: {name}", strength=1.0, model=tiny())[0].patches) > 0
-    resumed = play(tiny(), run_name="parted", steps="4")
+    resumed = play(tiny(), run_name="parted", steps=4)
     assert weights_hash(resumed[1]) == weights_hash(whole[1])
 
 
@@ -218,7 +200,7 @@ def test_baselines(play, method, places):
     }
     pyarrow.parquet.write_table(pyarrow.table(rows), places / "input" / "pairs.parquet")
     data = Dataset(places / "input" / "pairs.parquet")
-    _patched, _lora, loss, metrics = play(tiny(), node="SPINTrainBaseline", data=data, method=method, beta="50")
+    _patched, _lora, loss, metrics = play(tiny(), data=data, method=method, beta=50.0)
     assert len(loss["loss"]) == 2 and json.loads(metrics)["method"] == method.lower()
     if method == "DPO":
         assert loss["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
@@ -227,7 +209,7 @@ def test_baselines(play, method, places):
 def test_pairs_of_the_graph_train_dpo(call, play):
     images, line = pictures(), "a\nb\nc\nd"
     data = call("SPINDataset", source="pictures from the graph", images=images, captions=line, rejected=1 - images)[0]
-    loss = play(tiny(), node="SPINTrainBaseline", data=data, method="DPO", beta="50")[2]
+    loss = play(tiny(), data=data, method="DPO", beta=50.0)[2]
     assert loss["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
     with pytest.raises(ValueError, match="3 rejected"):
         call("SPINDataset", source="pictures from the graph", images=images, captions=line, rejected=images[:3])
@@ -235,13 +217,13 @@ def test_pairs_of_the_graph_train_dpo(call, play):
 
 def test_dpo_without_pairs_says_so(play):
     with pytest.raises(ValueError, match="no preference pairs"):
-        play(tiny(), node="SPINTrainBaseline", method="DPO", beta="50")
+        play(tiny(), method="DPO", beta=50.0)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"beta": "0"}, "must be above 0"),
+        ({"beta": 0.0}, "must be above 0"),
         ({"beta": "strong"}, 'beta "strong" is no list of numbers'),
         ({"steps": ""}, 'steps "" is no list'),
     ],
@@ -265,7 +247,7 @@ def test_previews_draw_the_same_seeds_and_leave_the_run_alone(play):
     assert weights_hash(plain[1]) == weights_hash(previewed[1])
 
 
-@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"low_memory": True}], ids=str)
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"play": {"low_memory": True}}], ids=str)
 def test_memory_savers_learn_the_same(play, changes):
     plain, saving = play(tiny(), run_name="plain"), play(tiny(), run_name="saving", **changes)
     for name, tensor in plain[1].items():
@@ -285,8 +267,11 @@ def test_dataset_of_a_folder_reports_and_shows(call, places):
     Image.new("RGB", (40, 40), "red").save(folder / "a.png")
     (folder / "a.txt").write_text("red")
     Image.new("RGB", (40, 40), "red").save(folder / "b.png")
+    (folder / "c.png").write_bytes(b"no picture")
+    (folder / "c.txt").write_text("broken")
     _data, report, sheet = call("SPINDataset", source="set")
-    assert "1 samples" in report and "b.png" in report and sheet.shape[-1] == 3
+    assert "2 samples" in report and "b.png" in report
+    assert [(sheet[0, y, x] * 255).round().tolist() for y, x in ((80, 80), (80, 220))] == [[255, 0, 0], [128, 128, 128]]
 
 
 def test_a_prompt_list_has_nothing_to_train_on(call, play, places):

@@ -8,20 +8,15 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from scripts.workflow import set_input, to_api
+from vico_spin.scripts.workflow import set_input, to_api
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = {
     "KSampler": {"steps": 1},
-    "SPINTrain": {
-        "steps": "2",
-        "learning_rate": "1e-2",
-        "sampling_steps": 1,
-        "batch_size": 2,
-        "opponent_batch": 4,
-        "preview_every": 1,
-    },
-    "SPINTrainBaseline": {"steps": "2", "batch_size": 2},
+    "SPINTrain": {"play.steps": 2, "play.learning_rate": 1e-2, "batch_size": 2},
+    "SPINTrainBaseline": {"steps": 2, "batch_size": 2},
+    "SPINOpponent": {"steps": 1, "batch": 4},
+    "ViCoSPINTrainingOptions": {"preview_every": 1},
     "SpriteWorldPictures": {"number": 4},
     "EmptyLatentImage": {"batch_size": 1},
 }
@@ -50,11 +45,14 @@ def test_self_play_then_load_what_it_saved(host, output):
     with safe_open(saved, "pt") as file:
         assert file.metadata()["spin.round"] == "1"
     assert len(list(output.glob("spin_after_*.png"))) == len(list(output.glob("spin_before_*.png"))) == 1
-    host.run(small("spin_load_checkpoint"))
-    pictures = [
-        Image.open(next(output.glob(f"{name}_*.png"))).tobytes() for name in ("spin_loaded", "spin_after", "spin_base")
-    ]
-    assert pictures[0] == pictures[1] != pictures[2]
+    load = small("spin_load_checkpoint")
+    set_input(load, f"SPINLoadCheckpoint.checkpoint=spin: {saved.name}")
+    host.run(load)
+    host.run(small("spin_load_checkpoint"))  # as it opens: the example that comes with the pack
+    names = ("spin_base_00001_", "spin_after_00001_", "spin_loaded_00001_", "spin_loaded_00002_")
+    base, after, loaded, example = (Image.open(output / f"{name}.png").tobytes() for name in names)
+    assert loaded == after != base
+    assert example not in (base, loaded)
 
 
 def test_compare_draws_and_measures_all_four(host, output):

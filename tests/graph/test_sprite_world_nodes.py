@@ -122,5 +122,5 @@ def test_pictures_of_one_identity_are_measured_as_this_identity(call):
 
 def test_wrong_number_of_captions_is_a_sentence(call):
     images = call("SpriteWorldPictures", **ONE_CREATURE)[0]
-    with pytest.raises(ValueError, match="2 captions for 3 pictures"):
+    with pytest.raises(ValueError, match="3 pictures have 2 captions"):
         call("SpriteWorldMeasure", images=images, captions="a\nb", identity=-1, creature="any", colour="any")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.train_sprite_world import (
+from vico_spin.scripts.train_sprite_world import (
     Trainer,
     Words,
     Workers,

@@ -1,12 +1,11 @@
 """Apply ViCo in the real sampler: exact where it must be the plain model, cached where it may be, and never in another's way."""
 
-import sys
-
 import comfy.samplers
 import pytest
 import torch
 
-from vico_core import ImageAttention, ViCoConcept
+from vico_spin.nodes.vico.attach import step_bytes
+from vico_spin.vico_core import ImageAttention, ViCoConcept
 
 PLACES = {"output_blocks.4.1": 128, "output_blocks.6.1": 64, "output_blocks.8.1": 64, "output_blocks.10.1": 32}
 PROMPT = "a photo of a * on the beach"
@@ -348,14 +347,14 @@ def test_another_precision_misses_the_bank(bench, make_sd1, call, parts):
     assert torch.isfinite(out).all()
 
 
-def test_the_bank_holds_what_was_estimated(bench, host):
+def test_the_bank_holds_what_was_estimated(bench):
     """Without a mask every key is kept: 2 contexts × steps × Σ tokens·width·4 bytes."""
     model, clip = bench.apply(mask="none")
     bench.sample(model, clip)
     tokens = {"output_blocks.4.1": 16, "output_blocks.6.1": 64, "output_blocks.8.1": 64, "output_blocks.10.1": 256}
     assert bench.reference.bank.nbytes == 2 * STEPS * sum(tokens[p] * width for p, width in PLACES.items()) * 4
     (subject,) = [w[0].__self__ for w in model.wrappers["diffusion_model"].values()]
-    shown = sys.modules[host.node_classes["ViCoApply"].__module__].step_bytes(subject, bench.model)
+    shown = step_bytes(subject, bench.model)
     assert bench.reference.bank.nbytes == 2 * STEPS * shown, "the estimate that the node shows"
 
 
@@ -521,7 +520,7 @@ def test_a_compiled_model_gives_the_same_picture(bench):
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_other_bases_have_places_by_the_same_rule(call, make_vae, family):
     """SD2.x (v-prediction) and SDXL (its size and pooled conditioning go into the reference pass too)."""
-    from scripts import models
+    from vico_spin.scripts import models
 
     bench = Bench(call, models.of_family(family), models.clip(), make_vae())
     bench.concept = make_concept(places={"output_blocks.1.1": 64, "output_blocks.3.1": 32})
@@ -567,7 +566,7 @@ def test_a_prompt_without_the_word_is_said_before_sampling(bench):
 
 
 def test_a_model_without_places_is_refused(bench, make_sd1):
-    with pytest.raises(ValueError, match="has no place for a ViCo concept"):
+    with pytest.raises(ValueError, match="has no place for ViCo, which needs a U-Net"):
         bench.apply(
             model=make_sd1(channel_mult=(1, 2), num_res_blocks=1, attention=0, config={"transformer_depth_middle": 0})
         )

@@ -5,8 +5,10 @@ import os
 import folder_paths
 import pytest
 import torch
+from comfy_api.latest import io
 
-from vico_core import ImageAttention, ViCoConcept
+from vico_spin.nodes.host.folders import register_folder
+from vico_spin.vico_core import ImageAttention, ViCoConcept
 
 
 @pytest.fixture
@@ -39,9 +41,11 @@ def test_save_and_load(host, call, models_vico):
 def test_the_pair_shows_as_one_file_and_loads(host, call, models_vico):
     call("ViCoSaveConcept", concept=make_concept(step=300), filename_prefix="duck", format="original pair")
     schema = host.node_classes["ViCoLoadConcept"].define_schema()
-    (name,) = schema.inputs[0].options
+    name, example = schema.inputs[0].options
     assert name == os.path.join("duck_00001_", "cross_attention-300.pt")
     assert call("ViCoLoadConcept", concept=name)[0].step == 300
+    assert example == "(Sprite World example)", "it comes with the pack, after a person's own"
+    assert call("ViCoLoadConcept", concept=example)[0].initialiser == "cactus"
 
 
 @pytest.mark.parametrize("prefix", ["../outside", "/tmp/outside"])
@@ -68,8 +72,7 @@ def test_extra_model_paths_are_kept(host):
     """What extra_model_paths.yaml named for `vico` before the pack loaded stays, with the pack's extensions."""
     kept = folder_paths.folder_names_and_paths.pop("vico")
     folder_paths.add_model_folder_path("vico", "/elsewhere/vico")
-    pack = __import__("sys").modules[host.node_classes["ViCoApply"].__module__]
-    pack.register_folder()
+    register_folder("vico", {".safetensors", ".pt"})
     paths, extensions = folder_paths.folder_names_and_paths["vico"]
     folder_paths.folder_names_and_paths["vico"] = kept
     assert "/elsewhere/vico" in paths and len(paths) == 2
@@ -77,15 +80,30 @@ def test_extra_model_paths_are_kept(host):
 
 
 def test_every_input_of_every_node_has_a_tooltip(host):
-    ours = {name: node for name, node in host.node_classes.items() if "vico-spin" in node.__module__}
+    ours = {name: node for name, node in host.node_classes.items() if node.__module__.startswith("vico_spin.nodes.")}
     assert {"ViCoApply", "ViCoReference", "ViCoLoadConcept", "ViCoSaveConcept", "ViCoMaskPreview"} <= set(ours)
     for name, node in ours.items():
         schema = node.define_schema()
         assert schema.description, name
-        assert [i.id for i in schema.inputs if not i.tooltip] == [], name
+        options = [o for i in schema.inputs if isinstance(i, io.DynamicCombo.Input) for o in i.options]
+        inputs = [*schema.inputs, *(i for option in options for i in option.inputs)]
+        assert [i.id for i in inputs if not i.tooltip] == [], name
+
+
+def test_trainers_ask_for_no_more_than_twelve_things(host):
+    """What a person sees on the node at once: widgets, with those of the longest choice of each dynamic combo."""
+    for name in ("ViCoTrain", "SPINTrain", "SPINTrainBaseline"):
+        widgets = 0
+        for i in host.node_classes[name].define_schema().inputs:
+            if isinstance(i, io.DynamicCombo.Input):
+                widgets += 1 + max(len(option.inputs) for option in i.options)
+            widgets += isinstance(
+                i, io.Int.Input | io.Float.Input | io.String.Input | io.Boolean.Input | io.Combo.Input
+            )
+        assert widgets <= 12, name
 
 
 def test_every_node_has_a_help_page(host):
     web = os.path.join(os.path.dirname(__file__), "..", "..", "web", "docs")
-    ours = [name for name, node in host.node_classes.items() if "vico-spin" in node.__module__]
+    ours = [name for name, node in host.node_classes.items() if node.__module__.startswith("vico_spin.nodes.")]
     assert [name for name in ours if not os.path.isfile(os.path.join(web, f"{name}.md"))] == []

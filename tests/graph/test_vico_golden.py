@@ -7,7 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vico_core import ImageAttention, ViCoConcept
+from vico_spin.nodes.vico.photos import Photo, Reference
+from vico_spin.nodes.vico.subject import Run
+from vico_spin.nodes.vico.trigger import Columns, make_trigger, with_trigger
+from vico_spin.vico_core import ImageAttention, ViCoConcept
 
 END_OF_TEXT = 49407
 LAYOUTS = {
@@ -101,19 +104,9 @@ class Applied:
         return applied, clip
 
 
-def pack_module(name):
-    """A module of the pack as the host loaded it."""
-    import sys
-
-    found = [module for key, module in sys.modules.items() if key.endswith(f"vico-spin.nodes.{name}")]
-    assert len(found) == 1
-    return found[0]
-
-
 def call_reference(model, latents):
-    attach = pack_module("vico_attach")
     scale = model.model.latent_format.scale_factor
-    return attach.Reference([attach.Photo(latent[None] / scale, torch.zeros(8, 8, 3)) for latent in latents])
+    return Reference([Photo(latent[None] / scale, torch.zeros(8, 8, 3)) for latent in latents])
 
 
 def subject_of(model):
@@ -127,10 +120,9 @@ def forward(model, subject, x, t, context, columns):
     """One call of the patched U-Net, a conditioning a row, as the sampler's wrappers prepare it."""
     import comfy.model_management
 
-    attach = pack_module("vico_attach")
     comfy.model_management.load_models_gpu([model, *model.get_nested_additional_models()])
     uuids = [f"prompt{i}" for i in range(x.shape[0])]
-    run = attach.Run(dict(zip(uuids, columns, strict=True)), model)
+    run = Run(dict(zip(uuids, columns, strict=True)), model)
     options = {"uuids": uuids, "sigmas": torch.tensor([1.0]), subject.key: run, "wrappers": model.wrappers}
     with torch.inference_mode():
         return model.model.diffusion_model(x, t.float(), context=context, transformer_options=options)
@@ -198,9 +190,8 @@ def clip06(golden, make_clip):
 
 
 def with_star(clip, star):
-    text = pack_module("vico_text")
-    trigger = text.make_trigger(clip, "golden", "*", {"l": star})
-    return text.with_trigger(clip, trigger), trigger
+    trigger = make_trigger(clip, "golden", "*", {"l": star})
+    return with_trigger(clip, trigger), trigger
 
 
 def encode_ids(clip, trigger, ids):
@@ -240,8 +231,7 @@ def test_golden_ddim_with_guidance(golden, make_sd1, make_clip, call, scale, exp
     clip, _ = load(golden / "vico" / "06_embedding_manager.safetensors")
     applied = Applied("04_unet_tiny", golden, make_sd1, make_clip)
     model, _ = applied.apply(call, data["x_ref"])
-    text = pack_module("vico_text")
-    columns = text.Columns((int(data["ph_col"][0]),), int(data["eot_col"][0]))
+    columns = Columns((int(data["ph_col"][0]),), int(data["eot_col"][0]))
     positive = [[clip["context"][1:2], {"vico_columns": {applied.subject.key: columns}}]]
     negative = [[clip["uncond_context"], {}]]
 

@@ -4,7 +4,6 @@ import gc
 import logging
 import resource
 import signal
-import sys
 
 import comfy.model_management
 import comfy.utils
@@ -12,35 +11,33 @@ import folder_paths
 import pytest
 import torch
 
-from train_core import LocalEngine, weights_hash
-from vico_core import ViCoConcept
-from vico_core.training import Batch, TrainedConcept
+from vico_spin.nodes.host import copies
+from vico_spin.nodes.host.sampling import Sampling
+from vico_spin.nodes.host.training_options import TrainingOptionsNode
+from vico_spin.nodes.vico import memory, session, streams
+from vico_spin.nodes.vico.attach import ApplySettings, attach, make_subject
+from vico_spin.nodes.vico.photos import Photo, Reference
+from vico_spin.nodes.vico.places import places_of
+from vico_spin.nodes.vico.subject import Run
+from vico_spin.nodes.vico.trigger import with_trigger
+from vico_spin.scores.sheet import CAPTION, GAP, MARGIN, NAMES
+from vico_spin.train_core import LocalEngine, weights_hash
+from vico_spin.vico_core import ViCoConcept
+from vico_spin.vico_core.training import Batch, TrainedConcept
 
 DEFAULTS = {
     "initialiser": "toy",
     "placeholder": "*",
     "steps": 2,
     "seed": 3,
-    "name": "test",
+    "run_name": "test",
     "size": 64,
-    "checkpoint_every": 0,
     "preview_prompts": "",
-    "preview_every": 0,
     "word_lr": 5e-3,
     "attention_lr": 1e-5,
-    "batch_size": 1,
-    "accumulation": 1,
-    "precision": "no",
-    "gradient_checkpointing": False,
-    "detach_reference": False,
-    "captions": "",
 }
-
-
-def pack_module(name):
-    """A module of the pack as the host loaded it."""
-    (found,) = [module for key, module in sys.modules.items() if key.endswith(f"vico-spin.nodes.{name}")]
-    return found
+OPTIONS = {"checkpoint_every": 0, "preview_every": 0}
+OPTION_NAMES = [i.id for i in TrainingOptionsNode.define_schema().inputs]
 
 
 def photos(count=3, size=(96, 96), channels=3, seed=0):
@@ -67,7 +64,9 @@ def train(call, parts, home):
     """train(images, masks, **settings) → (concept, loss_map, curve, run)."""
 
     def run(images=None, masks=None, **settings):
-        inputs = {**parts, **DEFAULTS, **settings}
+        options = {name: settings.pop(name) for name in OPTION_NAMES if name in settings}
+        options = call("ViCoSPINTrainingOptions", **(OPTIONS | options))[0]
+        inputs = {**parts, **DEFAULTS, **settings, "training_options": options}
         batches = images if isinstance(images, list) else [photos() if images is None else images]
         return call("ViCoTrain", photos=batches, masks=masks, **{name: [value] for name, value in inputs.items()})
 
@@ -101,36 +100,33 @@ def test_a_concept_comes_out_and_the_model_stays_as_it_was(train, parts):
 
 
 def test_what_it_learns_hangs_on_the_seed_and_the_photos(train):
-    assert same_bits(train(name="a")[0], train(name="b")[0])
+    assert same_bits(train(run_name="a")[0], train(run_name="b")[0])
     assert not same_bits(train()[0], train(seed=4)[0])
     assert not same_bits(train()[0], train(photos(seed=1))[0])
 
 
 def test_training_sees_what_apply_vico_draws(parts, make_sd1):
     """The noisy stream of a training step is the U-Net that Apply ViCo patches, on the same caption and reference."""
-    streams_module, denoiser, text = pack_module("vico_streams"), pack_module("denoiser"), pack_module("vico_text")
     generator = torch.Generator().manual_seed(0)
     x_t, reference = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
-    with denoiser.training_mode():
-        patcher, clip = denoiser.training_copy(parts["model"]), streams_module.training_clip(parts["clip"])
-        trained = TrainedConcept(streams_module.places_of(patcher.model.diffusion_model)[1], {"l": torch.randn(1, 40)})
-        host = streams_module.HostStreams(patcher, clip, trained, "*", LocalEngine())
+    with copies.training_mode():
+        patcher, clip = copies.training_copy(parts["model"]), streams.training_clip(parts["clip"])
+        trained = TrainedConcept(places_of(patcher.model)[1], {"l": torch.randn(1, 40)})
+        host = streams.HostStreams(patcher, clip, trained, "*", LocalEngine())
         t = torch.tensor([400])
         got = host.predict(x_t, Batch(x_t, reference, x_t, t, ["a photo of a *"])).prediction.detach()
-    attach = pack_module("vico_attach")
     model = make_sd1()
     scale = model.model.latent_format.scale_factor
-    photo = attach.Photo(reference / scale, torch.zeros(8, 8, 3))
+    photo = Photo(reference / scale, torch.zeros(8, 8, 3))
     with torch.inference_mode():
-        subject = pack_module("vico").make_subject(
-            model, parts["clip"], trained.concept(placeholder="*"), attach.Reference([photo])
-        )
-        applied, clip = attach.attach(model, subject), text.with_trigger(parts["clip"], subject.trigger)
+        concept = trained.concept(placeholder="*")
+        subject = make_subject(model, parts["clip"], concept, Reference([photo]), ApplySettings())
+        applied, clip = attach(model, subject), with_trigger(parts["clip"], subject.trigger)
         encoded = clip.encode_from_tokens(clip.tokenize("a photo of a *"), return_dict=True)
         columns = encoded["vico_columns"][subject.key]
         comfy.model_management.load_models_gpu([applied, *applied.get_nested_additional_models()])
         options = {"uuids": ["prompt"], "sigmas": torch.tensor([1.0]), "wrappers": applied.wrappers}
-        options[subject.key] = attach.Run({"prompt": columns.trigger}, applied)
+        options[subject.key] = Run({"prompt": columns.trigger}, applied)
         expected = applied.model.diffusion_model(x_t, t.float(), context=encoded["cond"], transformer_options=options)
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -143,7 +139,7 @@ def test_a_batch_of_two_is_two_batches_of_one(train):
 
 
 def test_gradient_checkpointing_changes_nothing(train):
-    plain, checkpointed = train(name="a")[0], train(name="b", gradient_checkpointing=True)[0]
+    plain, checkpointed = train(run_name="a")[0], train(run_name="b", gradient_checkpointing=True)[0]
     assert distance(plain, checkpointed) < 1e-3
 
 
@@ -182,42 +178,39 @@ def test_captions_are_what_it_reads_instead_of_the_templates(train):
 
 
 @pytest.fixture
-def streams(parts):
+def both_streams(parts):
     """(HostStreams, TrainedConcept) of the small model, as a training has them."""
-    module, denoiser = pack_module("vico_streams"), pack_module("denoiser")
-    with denoiser.training_mode():
-        patcher, clip = denoiser.training_copy(parts["model"]), module.training_clip(parts["clip"])
-        trained = TrainedConcept(module.places_of(patcher.model.diffusion_model)[1], {"l": torch.randn(1, 40)})
-        yield module.HostStreams(patcher, clip, trained, "*", LocalEngine()), trained
+    with copies.training_mode():
+        patcher, clip = copies.training_copy(parts["model"]), streams.training_clip(parts["clip"])
+        trained = TrainedConcept(places_of(patcher.model)[1], {"l": torch.randn(1, 40)})
+        yield streams.HostStreams(patcher, clip, trained, "*", LocalEngine()), trained
 
 
-def test_the_estimate_from_two_small_steps_is_what_a_large_one_keeps(streams):
-    memory = pack_module("vico_memory")
-    need = memory.measure(*streams, "a photo of a *")
+def test_the_estimate_from_two_small_steps_is_what_a_large_one_keeps(both_streams):
+    need = memory.measure(*both_streams, "a photo of a *")
     assert need.bytes(32, 1) - need.optimizer == pytest.approx(
-        memory.kept_bytes(streams[0], 32, "a photo of a *"), rel=0.1
+        memory.kept_bytes(both_streams[0], 32, "a photo of a *"), rel=0.1
     )
-    assert need.optimizer == 3 * sum(p.nbytes for p in streams[1].parameters())
+    assert need.optimizer == 3 * sum(p.nbytes for p in both_streams[1].parameters())
 
 
-def test_the_estimate_names_the_setting_that_would_fit(streams, monkeypatch):
-    memory = pack_module("vico_memory")
-    full = memory.measure(*streams, "*").bytes(64, 2)
+def test_the_estimate_names_the_setting_that_would_fit(both_streams, monkeypatch):
+    full = memory.measure(*both_streams, "*").bytes(64, 2)
     for share, told in {2.0: "are free.", 0.9: "gradient_checkpointing on", 0.001: "close other programs"}.items():
         monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device, share=share: share * full)
-        assert told in memory.estimate(*streams, "*", 512, 2, False)
+        assert told in memory.estimate(*both_streams, "*", 512, 2, False)
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 0.6 * full)
-    assert "batch_size 1 and accumulation 2" in memory.estimate(*streams, "*", 512, 2, True)
+    assert "batch_size 1 and accumulation 2" in memory.estimate(*both_streams, "*", 512, 2, True)
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 0.4 * full)
-    assert "size 448 would" in memory.estimate(*streams, "*", 512, 1, True)
+    assert "size 448 would" in memory.estimate(*both_streams, "*", 512, 1, True)
 
 
 # Files, resume, interrupt
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train):
-    train(name="parts", steps=2)
-    continued, whole = train(name="parts", steps=4), train(name="whole", steps=4)
+    train(run_name="parts", steps=2)
+    continued, whole = train(run_name="parts", steps=4), train(run_name="whole", steps=4)
     assert same_bits(continued[0], whole[0])
     assert continued[1] == whole[1]
 
@@ -257,20 +250,20 @@ def interrupting(at: int, previews: list):
 def test_an_interrupt_keeps_what_was_learnt_and_the_next_run_goes_on(train, home, monkeypatch):
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", interrupting(1, []))
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        train(name="stopped", steps=3)
+        train(run_name="stopped", steps=3)
     (kept,) = (home / "vico").glob("stopped-*/step-*.safetensors")
     assert 1 <= ViCoConcept.load(kept).step < 3
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", None)
-    assert same_bits(train(name="stopped", steps=3)[0], train(name="whole", steps=3)[0])
+    assert same_bits(train(run_name="stopped", steps=3)[0], train(run_name="whole", steps=3)[0])
 
 
 def test_previews_are_shown_and_change_nothing(train, monkeypatch):
     previews = []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", interrupting(99, previews))
-    monkeypatch.setattr(pack_module("vico_training"), "PREVIEW_STEPS", 2)
-    shown = train(name="shown", preview_prompts="a photo of a *\na * on the beach", preview_every=1)[0]
+    monkeypatch.setattr(session, "PREVIEW", Sampling(steps=2))
+    shown = train(run_name="shown", preview_prompts="a photo of a *\na * on the beach", preview_every=1)[0]
     assert [preview[1].size for preview in previews] == [(128, 64)] * 2
-    assert same_bits(shown, train(name="plain")[0])
+    assert same_bits(shown, train(run_name="plain")[0])
 
 
 def test_a_concept_lost_in_a_kill_is_written_again(train, home):
@@ -284,7 +277,7 @@ def test_a_concept_lost_in_a_kill_is_written_again(train, home):
 
 def test_a_loss_that_is_no_number_stops_with_a_sentence_and_keeps_the_last_good_step(train, home):
     with pytest.raises(ArithmeticError, match=r"training stopped at step \d+: .*The weights are those after step"):
-        train(name="wild", steps=30, attention_lr=1.0, word_lr=1e30)
+        train(run_name="wild", steps=30, attention_lr=1.0, word_lr=1e30)
     kept = list((home / "vico").glob("wild-*/step-*.safetensors"))
     assert all(torch.isfinite(t).all() for file in kept for t in tensors_of(ViCoConcept.load(file)).values())
 
@@ -295,7 +288,7 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence_and_keeps_the_last_good_
 def test_one_photo_is_its_own_reference_and_is_warned_of(train, caplog):
     with caplog.at_level(logging.DEBUG):
         train(photos(1))
-    assert "Only one photo" in caplog.text
+    assert "One photo: it is its own reference" in caplog.text
 
 
 def test_photos_of_several_sizes_and_with_alpha(train):
@@ -313,7 +306,8 @@ def test_photos_of_several_sizes_and_with_alpha(train):
         ({"images": photos(2) * float("nan")}, "NaN"),
         ({"masks": [torch.ones(2, 96, 96)]}, "3 photos and 2 masks"),
         ({"masks": [torch.zeros(3, 96, 96)]}, "mask of photo 1 is empty"),
-        ({"preview_prompts": "a photo", "preview_every": 1}, "does not contain the trigger word"),
+        ({"preview_prompts": "a photo"}, "does not contain the trigger word"),
+        ({"caption_dropout": 0.1}, "no caption dropout"),
     ],
 )
 def test_bad_input_is_said_in_a_sentence(train, settings, sentence):
@@ -365,7 +359,8 @@ def test_the_grid_has_a_labelled_row_a_checkpoint(train, call, parts):
         "cfg": 2.0,
     }
     (grid,) = call("ViCoCheckpointGrid", run=run, **inputs)
-    assert grid.shape == (1, 2 * (64 + 18), 4 * 64, 3)
+    rows, columns = 2 * (256 + CAPTION + GAP), 4 * (256 + GAP)
+    assert grid.shape == (1, MARGIN + CAPTION + rows - GAP + MARGIN, MARGIN + NAMES + columns - GAP + MARGIN, 3)
     with pytest.raises(ValueError, match="no checkpoint"):
         call("ViCoCheckpointGrid", run="nothing", **inputs)
     with pytest.raises(ValueError, match="not the name of a ViCo run"):

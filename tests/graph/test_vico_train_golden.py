@@ -1,14 +1,15 @@
 """The training step through the real ComfyUI U-Net and CLIP, against the authors' numbers: losses 1e-4, gradients 2e-3."""
 
-import sys
-
 import pytest
 import torch
 from safetensors import safe_open
 
-from train_core import LocalEngine
-from vico_core import attention_regularization
-from vico_core.training import Batch, TrainedConcept, ViCoObjective
+from vico_spin.nodes.host import copies
+from vico_spin.nodes.vico import streams
+from vico_spin.nodes.vico.places import places_of
+from vico_spin.train_core import LocalEngine
+from vico_spin.vico_core import attention_regularization
+from vico_spin.vico_core.training import Batch, TrainedConcept, ViCoObjective
 
 LAYOUT = {"channel_mult": (1, 2), "num_res_blocks": 1, "attention": 2, "heads": 4}
 ROWS = {"b1": 1, "b2": 2}
@@ -21,12 +22,6 @@ def load(path):
 
 def relative_error(got, expected):
     return ((got - expected).abs().max() / expected.abs().max()).item()
-
-
-def pack_module(name):
-    """A module of the pack as the host loaded it."""
-    (found,) = [module for key, module in sys.modules.items() if key.endswith(f"vico-spin.nodes.{name}")]
-    return found
 
 
 @pytest.fixture
@@ -46,8 +41,6 @@ class GoldenStep:
     """UNet A, the tiny CLIP and image attention with the golden weights, and golden 05's batch."""
 
     def __init__(self, golden, make_sd1, clip, rows: int, checkpointing=False):
-        self.streams = pack_module("vico_streams")
-        denoiser = pack_module("denoiser")
         self.unet_data, _ = load(golden / "vico" / "04_unet_tiny.safetensors")
         self.data, self.metadata = load(golden / "vico" / "05_train_step.safetensors")
         clip_data, _ = load(golden / "vico" / "06_embedding_manager.safetensors")
@@ -55,16 +48,16 @@ class GoldenStep:
         weights = {k.removeprefix("unet."): v.float() for k, v in self.unet_data.items() if k.startswith("unet.")}
         plain = {k: v for k, v in weights.items() if ".image_cross_attention." not in k}
         model.model.diffusion_model.load_state_dict(plain)
-        self.patcher = denoiser.training_copy(model)
-        self.trained = TrainedConcept(self.streams.places_of(model.model.diffusion_model)[1], {"l": clip_data["star"]})
+        self.patcher = copies.training_copy(model)
+        self.trained = TrainedConcept(places_of(model.model)[1], {"l": clip_data["star"]})
         self.parameters = {}
         for name, parameter in self.trained.image_attention.named_parameters():
             (_, _, level, depth), rest = name.split(".", 1)[0].split("_"), name.split(".", 1)[1]
             key = f"output_blocks.{level}.{depth}.image_cross_attention.{rest}"
             self.parameters[key] = parameter
             parameter.data.copy_(weights[key])
-        self.clip = self.streams.training_clip(clip)
-        self.host = self.streams.HostStreams(self.patcher, self.clip, self.trained, "*", LocalEngine())
+        self.clip = streams.training_clip(clip)
+        self.host = streams.HostStreams(self.patcher, self.clip, self.trained, "*", LocalEngine())
         self.objective = ViCoObjective(self.host)
         self.batch = self.make_batch(rows)
 
@@ -90,7 +83,7 @@ class GoldenStep:
 
 @pytest.fixture(params=ROWS)
 def step(request, golden, make_sd1, clip06):
-    with pack_module("denoiser").training_mode():
+    with copies.training_mode():
         yield GoldenStep(golden, make_sd1, clip06, ROWS[request.param]), request.param
 
 

@@ -1,0 +1,34 @@
+"""The command line: vico-spin train | generate | convert | evaluate | report, also as python -m vico_spin."""
+
+import sys
+
+COMMANDS = {
+    "train": "self-play, supervised fine-tuning or Diffusion-DPO of a diffusers pipeline",
+    "generate": "the first opponent's pictures alone",
+    "convert": "what a run learnt, as a LoRA or a U-Net folder",
+    "evaluate": "score folders of pictures",
+    "report": "a web page of such scores: who wins, and by how much",
+}
+SCORES = {"evaluate", "report"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Hands the command to its room; a room is imported when one of its commands is asked for."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] not in COMMANDS:
+        print(usage())
+        return 0 if arguments[:1] in ([], ["--help"], ["-h"]) else 2
+    if arguments[0] in SCORES:
+        from .scores.cli import main as run
+    else:
+        from .spin_core.cli import main as run
+    return run(arguments)
+
+
+def usage() -> str:
+    lines = [f"  {name:10}{about}" for name, about in COMMANDS.items()]
+    return "\n".join(["usage: vico-spin COMMAND …", "", *lines, "", "vico-spin COMMAND --help says the rest"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the rooms share: copies to train, memory, progress and words on a node, IMAGE and Pillow, folders, sampling."""

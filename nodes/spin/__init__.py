@@ -1,0 +1,1 @@
+"""SPIN's nodes: data set, opponent, options, the two trainers, checkpoints, curves."""

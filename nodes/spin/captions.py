@@ -1,0 +1,83 @@
+"""Captions and pictures as the model reads them, and the host's sampler as the opponent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import comfy.sd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...spin_core.encoding import Encoder
+from ...spin_core.store import TensorStore, store_key
+from ..host.copies import as_a_node, model_hash
+from ..host.denoiser import repeat_to_one_length
+from ..host.pictures import strip, to_image, to_pictures
+from ..host.sampling import Sampling, sample_latents
+
+
+@dataclass(frozen=True)
+class OpponentSampling(Sampling):
+    """How the opponent draws. batch: pictures at once, which is no part of what it draws."""
+
+    negative: str = ""
+    batch: int = 4
+
+
+class Captions:
+    """Captions as the model reads them. Each is encoded once and kept on disk under the text encoder's hash."""
+
+    def __init__(self, clip: comfy.sd.CLIP, store: TensorStore):
+        self.clip, self.store = clip, store
+        self.model_hash = model_hash(clip.cond_stage_model)
+        self.patches = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""
+        self.seen: dict[str, list] = {}
+
+    def conditioning(self, prompt: str) -> list:
+        """CONDITIONING of one prompt."""
+        if prompt not in self.seen:
+            self.seen[prompt] = self._kept(prompt)
+        return self.seen[prompt]
+
+    def _kept(self, prompt: str) -> list:
+        made_from = {"prompt": prompt, "clip": self.model_hash, "patches": self.patches, "layer": self.clip.layer_idx}
+        key = store_key(**made_from)
+        if self.store.get(key) is None:
+            with torch.inference_mode():  # as the executor runs nodes: see copies.as_a_node
+                cross_attn, options = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))[0]
+            tensors = {name: value for name, value in options.items() if isinstance(value, Tensor)}
+            self.store.put(key, {"cross_attn": cross_attn} | tensors, made_from)
+        tensors = self.store.get(key)
+        return [[tensors.pop("cross_attn"), tensors]]
+
+    def batch(self, prompts: list[str]) -> list:
+        """CONDITIONING of several prompts, one a row of the batch that is sampled."""
+        rows = [self.conditioning(prompt)[0] for prompt in prompts]
+        cross_attn = torch.cat(repeat_to_one_length([row[0] for row in rows]))
+        return [[cross_attn, {name: torch.cat([row[1][name] for row in rows]) for name in rows[0][1]}]]
+
+
+def host_sampler(patcher, captions: Captions, how: OpponentSampling) -> Callable[..., Tensor]:
+    """The model as it is now, through KSampler. Each picture's first noise hangs on its own seed alone."""
+
+    def sample(prompts: list[str], seeds: list[int], shape: tuple[int, ...]) -> Tensor:
+        positive, negative = captions.batch(prompts), captions.batch([how.negative] * len(prompts))
+        latents = as_a_node(sample_latents, patcher, shape, seeds, how, positive, negative)
+        return patcher.model.process_latent_in(latents)
+
+    return sample
+
+
+def picture_encoder(vae: comfy.sd.VAE, model, store: TensorStore, resolution: int) -> Encoder:
+    """Pictures to the latents that the model reads."""
+
+    def encode(picture: Image.Image) -> Tensor:
+        return model.process_latent_in(as_a_node(vae.encode, to_image(picture)))[0].float()
+
+    multiple = 64 if resolution >= 256 else 16  # the steps of SD's own training sizes; small worlds have small pictures
+    return Encoder(encode, model_hash(vae.first_stage_model), store, resolution, multiple)
+
+
+def picture_strip(vae: comfy.sd.VAE, model, latents: Tensor) -> Image.Image:
+    """Latents as pictures side by side."""
+    return to_pictures(strip(as_a_node(vae.decode, model.process_latent_out(latents))))[0]

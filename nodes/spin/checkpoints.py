@@ -1,0 +1,147 @@
+"""SPIN checkpoints on disk: which kind a file is, loading it onto a model, saving."""
+
+import json
+import os
+from pathlib import Path
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.model_base
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor
+
+from ...sprite_world import EXAMPLE, EXAMPLE_LORA
+from ...train_core import save_tensors
+from ..host.folders import register_folder
+
+FOLDER = "spin"
+ENDINGS = {".safetensors", ".sft", ".pt", ".bin", ".ckpt"}
+
+
+def register_folders() -> None:
+    """models/spin and output/spin."""
+    register_folder(FOLDER, ENDINGS, folder_paths.models_dir, folder_paths.get_output_directory())
+
+
+register_folders()
+
+
+def checkpoint_names() -> list[str]:
+    """What Load SPIN Checkpoint offers: "folder: file".
+
+    Hub folders show as their U-Net's file; training's own store is left out.
+    """
+    register_folders()  # the output directory may be another one than when the pack was loaded
+    names = []
+    for kind in (FOLDER, "diffusion_models", "loras"):
+        for name in folder_paths.get_filename_list(kind):
+            parts = Path(name).parts
+            if kind == FOLDER and (parts[0] in ("cache", "pictures") or parts[-1].startswith("step-")):
+                continue
+            names.append(f"{kind}: {name}")
+    return [*names, EXAMPLE]
+
+
+def path_of(name: str) -> str:
+    """The file behind a name of checkpoint_names. Raises: FileNotFoundError where it is gone."""
+    kind, _, file = name.partition(": ")
+    return str(EXAMPLE_LORA) if name == EXAMPLE else folder_paths.get_full_path_or_raise(kind, file)
+
+
+def is_lora(state: dict[str, Tensor]) -> bool:
+    """Told by its keys: every LoRA dialect has a down or an A matrix."""
+    return any(".lora_down." in key or ".lora_A." in key or ".lora.down." in key for key in state)
+
+
+def load_onto(path: str, model, strength: float):
+    """The checkpoint as a MODEL: a LoRA on `model`, or a U-Net (on its own, or mixed with `model` by strength).
+
+    Raises: ValueError where the file does not belong to the model.
+    """
+    name = os.path.basename(path)
+    state = comfy.utils.load_torch_file(path, safe_load=True)
+    if is_lora(state):
+        if model is None:
+            raise ValueError(f'"{name}" is a LoRA: connect the model that it was trained on')
+        return with_lora(model, state, strength, name)
+    network = comfy.sd.load_diffusion_model_state_dict(state)
+    if network is None:
+        raise ValueError(f'"{name}" is neither a LoRA nor a diffusion model that ComfyUI knows')
+    network.cached_patcher_init = (comfy.sd.load_diffusion_model, (path, {}))
+    return network if model is None else mixed(model, network, strength, name)
+
+
+def with_lora(model, state: dict[str, Tensor], strength: float, name: str):
+    """The LoRA on the model, by the host's own loader. Raises: ValueError where it is another base's."""
+    places = comfy.lora.model_lora_keys_unet(model.model, {})
+    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), places, log_missing=False)
+    weights = model.model.state_dict()
+    strange = [key for key, patch in patches.items() if isinstance(key, str) and not fits(patch, weights[key])]
+    if not patches or strange:
+        why = f"its {strange[0]} has another shape" if strange else "none of its layers is in the model"
+        raise ValueError(f'LoRA "{name}" was trained on another base: {why}')
+    patched = model.clone()
+    patched.add_patches(patches, strength)
+    return patched
+
+
+def fits(patch, weight: Tensor) -> bool:
+    """Whether up and down of a plain LoRA patch make this weight; other kinds of patches are the host's to judge."""
+    weights = getattr(patch, "weights", None)
+    if getattr(patch, "name", None) != "lora" or weights is None or weights[3] is not None:
+        return True
+    up, down = weights[0], weights[1]
+    return up.shape[0] == weight.shape[0] and down[0].numel() == weight[0].numel()
+
+
+def mixed(model, network, strength: float, name: str):
+    """(1 - strength)·model + strength·network, weight by weight, as the host merges models."""
+    base, other = model.model.diffusion_model.state_dict(), network.model.diffusion_model.state_dict()
+    strange = [k for k in {**base, **other} if k not in base or k not in other or base[k].shape != other[k].shape]
+    if strange:
+        raise ValueError(
+            f'"{name}" is a U-Net of another architecture than the model that it should be mixed with '
+            f"({len(strange)} weights differ, for instance {strange[0]}): leave the model input open to load it alone"
+        )
+    patched = model.clone()
+    for key, patch in network.get_key_patches("diffusion_model.").items():
+        patched.add_patches({key: patch}, strength, 1 - strength)
+    return patched
+
+
+def save_lora(lora: dict[str, Tensor] | None, path: Path, metadata: dict[str, str]) -> None:
+    """A LoRA as Load LoRA and Load SPIN Checkpoint read it."""
+    if not lora:
+        raise ValueError(
+            "there is no LoRA to save: connect the trainer's lora, or choose a U-Net format after full training"
+        )
+    save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in lora.items()}, metadata)
+
+
+def patched_weights(model) -> dict[str, Tensor]:
+    """The network's weights with all patches of the model in them, on the CPU."""
+    comfy.model_management.load_models_gpu([model], force_patch_weights=True, force_full_load=True)
+    state = model.model_state_dict_for_saving(model.model.diffusion_model, "diffusion_model.")
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def save_native(model, path: Path, metadata: dict[str, str]) -> None:
+    """One safetensors file, as Load Diffusion Model reads it."""
+    state = patched_weights(model)
+    if model.model.model_type == comfy.model_base.ModelType.V_PREDICTION:
+        state["v_pred"] = torch.tensor([])
+    save_tensors(path, state, metadata)
+
+
+def file_metadata(metrics: dict) -> dict[str, str]:
+    """What a saved file says of its making: the parent's hash, the round, the settings."""
+    return {
+        "spin.method": metrics["method"],
+        "spin.parent": metrics["parent"],
+        "spin.round": str(len(metrics["rounds"])),
+        "spin.settings": json.dumps(metrics["settings"]),
+    }

@@ -1,0 +1,94 @@
+"""Load SPIN Checkpoint, Save SPIN."""
+
+import json
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..host.sockets import LoraSocket
+from .checkpoints import FOLDER, checkpoint_names, file_metadata, load_onto, path_of, save_lora, save_native
+from .diffusers_folder import save_diffusers
+
+FORMATS = ["ComfyUI LoRA", "native U-Net", "diffusers folder"]
+
+
+class LoadSPINCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SPINLoadCheckpoint",
+            display_name="Load SPIN Checkpoint",
+            category="SPIN",
+            description="Loads what self-play has learnt: a U-Net (diffusers or native, a folder as downloaded from "
+            "the hub) or a LoRA.",
+            search_aliases=["SPIN-Diffusion", "diffusers unet", "UCLA-AGI", "dpo"],
+            inputs=[
+                io.Combo.Input("checkpoint", options=checkpoint_names(),
+                    tooltip="A file of models/spin, output/spin, models/diffusion_models or models/loras. "
+                    "SPIN-Diffusion-iter1 and its like go into models/spin as they are."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05,
+                    tooltip="With a base model: how far to go from it (0) to the checkpoint (1). A U-Net without a "
+                    "base is loaded as it is."),
+                io.Model.Input("model", optional=True,
+                    tooltip="The base: needed for a LoRA; for a U-Net only where it should be mixed with its base."),
+            ],
+            outputs=[
+                io.Model.Output("model",
+                    tooltip="Use it with the base's own CLIP and VAE: self-play changes the U-Net alone.")
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint, strength, model=None):
+        return os.path.getmtime(path_of(checkpoint))
+
+    @classmethod
+    def execute(cls, checkpoint, strength, model=None) -> io.NodeOutput:
+        if strength == 0 and model is not None:
+            return io.NodeOutput(model)
+        return io.NodeOutput(load_onto(path_of(checkpoint), model, strength))
+
+
+class SaveSPIN(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SPINSave",
+            display_name="Save SPIN",
+            category="SPIN",
+            description="Writes what was learnt into output/spin, where Load SPIN Checkpoint finds it. Nothing is "
+            "overwritten.",
+            inputs=[
+                io.String.Input("filename_prefix", default="spin", tooltip="Name in output/spin; a number is added."),
+                io.Combo.Input("format", options=FORMATS,
+                    tooltip="ComfyUI LoRA: small, for Load LoRA too. native U-Net: all weights, for Load Diffusion "
+                    "Model. diffusers folder: for diffusers and the hub."),
+                io.Model.Input("model", optional=True, tooltip="The trained model, for the two U-Net formats."),
+                LoraSocket.Input("lora", optional=True, tooltip="The trained LoRA, for the LoRA format."),
+                io.String.Input("metrics", optional=True, force_input=True,
+                    tooltip="From the trainer: written into the file (parent's hash, round, settings)."),
+            ],
+            outputs=[io.String.Output("path", display_name="path", tooltip="The file or folder that was written.")],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, filename_prefix, format, model=None, lora=None, metrics=None) -> io.NodeOutput:
+        home = os.path.join(folder_paths.get_output_directory(), FOLDER)
+        os.makedirs(home, exist_ok=True)
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, home)
+        path = Path(folder) / f"{name}_{counter:05}_"
+        metadata = {"format": "pt", **(file_metadata(json.loads(metrics)) if metrics else {})}
+        if format == FORMATS[0]:
+            path = path.with_name(path.name + ".safetensors")
+            save_lora(lora, path, metadata)
+        elif model is None:
+            raise ValueError(f"{format} is written from the model: connect it")
+        elif format == FORMATS[1]:
+            path = path.with_name(path.name + ".safetensors")
+            save_native(model, path, metadata)
+        else:
+            save_diffusers(model, path, metadata)
+        return io.NodeOutput(str(path))

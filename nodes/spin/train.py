@@ -1,0 +1,206 @@
+"""Train SPIN, Train Baseline."""
+
+import json
+
+from comfy_api.latest import io
+
+from ...spin_core.curves import verdict
+from ..host.options import TrainingOptions
+from ..host.progress import say
+from ..host.sockets import (
+    DatasetSocket,
+    LoraSocket,
+    LossSocket,
+    OpponentSocket,
+    SPINOptionsSocket,
+    TrainingOptionsSocket,
+)
+from ..host.texts import lines
+from .captions import OpponentSampling
+from .session import TrainingRun, train, with_learnt
+from .settings import PlayOptions, round_settings
+
+LORA, FULL = "LoRA", "full"
+ONE_ROUND, SEVERAL_ROUNDS = "one round", "several rounds"
+SFT, DPO = "SFT", "DPO"
+
+
+def model_inputs() -> list:
+    """What both trainers connect."""
+    return [
+        io.Model.Input("model",
+            tooltip="Start and, frozen, the first opponent. It stays as it is; LoRAs on it count as part of it."),
+        io.Clip.Input("clip", tooltip="Reads the captions. It is not trained."),
+        io.Vae.Input("vae", tooltip="Turns the pictures into latents. It is not trained."),
+        DatasetSocket.Input("dataset", tooltip="The real pictures with their captions."),
+        OpponentSocket.Input("opponent", optional=True,
+            tooltip="From SPIN Opponent: how the opponent's pictures and the previews are drawn. Without it: DDIM, 50 "
+            "steps, CFG 7.5."),
+        TrainingOptionsSocket.Input("training_options", optional=True,
+            tooltip="From Training Options: precision, memory, schedule, how often it is kept and previewed."),
+    ]  # fmt: skip
+
+
+def training_inputs() -> list:
+    """What both trainers set."""
+    rank = io.Int.Input("rank", default=16, min=1, max=256, tooltip="Rank of the LoRA.")
+    return [
+        io.DynamicCombo.Input("train", options=[io.DynamicCombo.Option(LORA, [rank]), io.DynamicCombo.Option(FULL, [])],
+            tooltip="LoRA: small, and the opponent costs no second copy. full: all weights in float32, and two copies "
+            "of them."),
+        io.Int.Input("batch_size", default=4, min=1, max=512, tooltip="Pairs in one forward."),
+        io.Int.Input("resolution", default=512, min=64, max=2048, step=64,
+            tooltip="Pictures are scaled to about resolution x resolution pixels, in buckets of their own aspect "
+            "ratio."),
+        io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
+            tooltip="Of noise, timesteps, order and the opponent's pictures. Another seed is another training."),
+        io.String.Input("run_name", default="spin",
+            tooltip="Folder in output/spin/runs. The same inputs again go on where the run stopped."),
+        io.String.Input("preview_prompts", multiline=True, default="", optional=True,
+            tooltip="One a line; drawn with the same seeds every time, so that you see what changes. Empty: none."),
+    ]  # fmt: skip
+
+
+def training_outputs() -> list:
+    return [
+        io.Model.Output("model", tooltip="The model with what was learnt. Connect it to another trainer to go on."),
+        LoraSocket.Output("lora", tooltip="What was learnt, as a LoRA (all rounds in one). Only with LoRA."),
+        LossSocket.Output("loss", tooltip="The loss of every step, for the host's loss graph."),
+        io.String.Output("metrics", display_name="metrics",
+            tooltip="Everything that was logged, for SPIN Curves and Save SPIN."),
+    ]  # fmt: skip
+
+
+def game_options() -> list:
+    """One round's numbers, or lists with a value a round."""
+    one = [
+        io.Int.Input("steps", default=500, min=1, max=1000000, tooltip="Optimiser steps."),
+        io.Float.Input("learning_rate", default=2e-5, min=1e-9, max=1.0, step=1e-7, round=False,
+            tooltip="Peak rate. 2e-5 is the paper's, for full training; a LoRA takes more, such as 1e-4."),
+        io.Float.Input("beta", default=2000.0, min=1e-3, max=1e6, step=100.0,
+            tooltip="How strongly the player is held to its opponent: 2000 in the paper's first round, 5000 after. "
+            "Errors are means over pixels and kappa is 1/2, as in Diffusion-DPO's own code."),
+    ]  # fmt: skip
+    several = [
+        io.Int.Input("rounds", default=3, min=2, max=20,
+            tooltip="Rounds to play. The paper plays 3; after each, the player becomes the opponent."),
+        io.String.Input("steps", default="50, 500, 200",
+            tooltip="Optimiser steps, one number or one a round; the last one stays."),
+        io.String.Input("learning_rate", default="2e-5", tooltip="Peak rate, one number or one a round."),
+        io.String.Input("beta", default="2000, 5000",
+            tooltip="How strongly the player is held to its opponent, one number or one a round."),
+    ]  # fmt: skip
+    return [io.DynamicCombo.Option(ONE_ROUND, one), io.DynamicCombo.Option(SEVERAL_ROUNDS, several)]
+
+
+class TrainSPIN(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SPINTrain",
+            display_name="Train SPIN",
+            category="SPIN",
+            description="Self-play: the model draws a picture for every caption, then learns to prefer the real one; "
+            "the result is the next round's opponent. Chain two of these to continue the game.",
+            search_aliases=["self-play", "finetune", "train lora", "alignment", "SPIN-Diffusion"],
+            inputs=[
+                *model_inputs(),
+                SPINOptionsSocket.Input("spin_options", optional=True,
+                    tooltip="From SPIN Options: what may be changed in the loss."),
+                io.DynamicCombo.Input("play", options=game_options(),
+                    tooltip="one round: connect another Train SPIN for the next. several rounds: played in this node, "
+                    "with lists of values."),
+                *training_inputs(),
+            ],
+            outputs=training_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, dataset, play, opponent=None, training_options=None, spin_options=None, **values
+    ) -> io.NodeOutput:
+        game = {name: play[name] for name in ("steps", "learning_rate", "beta")}
+        options = training_options or TrainingOptions()
+        asked = asked_for(
+            "spin", game, options, spin_options or PlayOptions(), opponent, play.get("rounds", 1), **values
+        )
+        return run_training(cls, model, clip, vae, dataset, asked)
+
+
+class TrainBaseline(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        beta = io.Float.Input(
+            "beta",
+            default=5000.0,
+            min=1e-3,
+            max=1e6,
+            step=100.0,
+            tooltip="How strongly the model is held to its start.",
+        )
+        return io.Schema(
+            node_id="SPINTrainBaseline",
+            display_name="Train Baseline (SFT | DPO)",
+            category="SPIN",
+            description="What self-play is measured against, by the same loop: supervised fine-tuning on the real "
+            "pictures, or Diffusion-DPO on preference pairs.",
+            search_aliases=["sft", "dpo", "diffusion-dpo", "finetune"],
+            inputs=[
+                *model_inputs(),
+                io.DynamicCombo.Input("method",
+                    options=[io.DynamicCombo.Option(SFT, []), io.DynamicCombo.Option(DPO, [beta])],
+                    tooltip="SFT needs pictures with captions; DPO needs pairs (Pick-a-Pic)."),
+                io.Int.Input("steps", default=500, min=1, max=1000000, tooltip="Optimiser steps."),
+                io.Float.Input("learning_rate", default=2e-5, min=1e-9, max=1.0, step=1e-7, round=False,
+                    tooltip="Peak rate."),
+                *training_inputs(),
+            ],
+            outputs=training_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, dataset, method, steps, learning_rate, opponent=None, training_options=None, **values
+    ) -> io.NodeOutput:
+        game = {"steps": steps, "learning_rate": learning_rate, "beta": method.get("beta", 1.0)}
+        options = training_options or TrainingOptions()
+        asked = asked_for(method["method"].lower(), game, options, PlayOptions(), opponent, 1, **values)
+        return run_training(cls, model, clip, vae, dataset, asked)
+
+
+def asked_for(
+    method: str,
+    game: dict,
+    options: TrainingOptions,
+    play: PlayOptions,
+    opponent: OpponentSampling | None,
+    rounds: int,
+    train: dict,
+    batch_size: int,
+    resolution: int,
+    seed: int,
+    run_name: str,
+    preview_prompts: str = "",
+) -> TrainingRun:
+    """The nodes' inputs as a run."""
+    return TrainingRun(
+        settings=round_settings(**game, batch_size=batch_size, seed=seed, options=options, play=play),
+        options=options,
+        opponent=opponent or OpponentSampling(),
+        method=method,
+        rounds=rounds,
+        rank=train.get("rank"),
+        resolution=resolution,
+        name=run_name,
+        preview_prompts=lines(preview_prompts),
+    )
+
+
+def run_training(cls, model, clip, vae, dataset, asked: TrainingRun) -> io.NodeOutput:
+    """From a run to the nodes' outputs."""
+    trained = train(model, clip, vae, dataset, asked, lambda text: say(cls, text))
+    losses = [step["metrics"]["loss"] for steps in trained.metrics["rounds"] for step in steps]
+    say(cls, f"{trained.report.text()}\n{verdict(trained.metrics)}")
+    return io.NodeOutput(with_learnt(model, trained), trained.lora, {"loss": losses}, json.dumps(trained.metrics))

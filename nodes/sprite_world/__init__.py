@@ -1,0 +1,1 @@
+"""The Sprite World's nodes: its model, its pictures, its measures."""

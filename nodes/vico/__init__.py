@@ -1,0 +1,1 @@
+"""ViCo's nodes: load, save, reference, apply, mask preview, train, checkpoint grid."""

@@ -1,0 +1,122 @@
+"""From Apply ViCo's inputs to a model in which image attention runs."""
+
+import uuid
+from dataclasses import dataclass
+
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...vico_core import Place, ViCoConcept, feature_bytes
+from .capture import AUTOMATIC, CAPTURE, GIVEN
+from .photos import Reference
+from .places import load_modules, module_name
+from .subject import Subject
+from .trigger import make_trigger
+
+
+@dataclass(frozen=True)
+class ApplySettings:
+    """When, where and how strongly image attention works: Apply ViCo's inputs beside what it connects.
+
+    start, end: shares of the sampling, 0 to 1. place_strengths: one factor a place, as "1, 0.5". effect_mask: [B, H, W].
+    """
+
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mask: str = AUTOMATIC
+    trigger: str = ""
+    place_strengths: str = ""
+    cache_mb: int = 1024
+    effect_mask: Tensor | None = None
+
+
+def make_subject(model, clip, concept: ViCoConcept, reference: Reference, settings: ApplySettings) -> Subject:
+    """A Subject, checked against the model, the CLIP and the reference. ValueError says what is wrong."""
+    if settings.mask == GIVEN and any(photo.mask is None for photo in reference.photos):
+        raise ValueError(
+            "The mask is 'given', but the reference has none. Connect one to ViCo Reference, or choose 'automatic'."
+        )
+    places, patcher = load_modules(concept, model)
+    factors = parse_factors(settings.place_strengths, len(places))
+    word = settings.trigger.strip() or concept.placeholder
+    sampling = model.get_model_object("model_sampling")
+    return Subject(
+        trigger=make_trigger(clip, f"vico-{uuid.uuid4()}", word, concept.embeddings),
+        patcher=patcher,
+        places=places,
+        strengths={p.name: settings.strength * factor for p, factor in zip(places, factors, strict=True)},
+        sigmas=(float(sampling.percent_to_sigma(settings.start)), float(sampling.percent_to_sigma(settings.end))),
+        mask_source=settings.mask,
+        effect_mask=settings.effect_mask,
+        reference=reference,
+        latents=[model.model.process_latent_in(photo.latent) for photo in reference.photos],
+        budget=settings.cache_mb * 2**20,
+    )
+
+
+def parse_factors(text: str, count: int) -> list[float]:
+    """'1, 0.5' -> [1.0, 0.5]; empty -> all 1; one number -> that for all."""
+    try:
+        factors = [float(part) for part in text.replace(",", " ").split()] or [1.0]
+    except ValueError as error:
+        raise ValueError(
+            f"place_strengths is '{text}': write numbers with commas between, one a place, as '1, 1, 0.5, 0'."
+        ) from error
+    factors = factors * count if len(factors) == 1 else factors
+    if len(factors) != count:
+        raise ValueError(f"place_strengths has {len(factors)} numbers; this model has {count} places.")
+    return factors
+
+
+def attach(model, subject: Subject):
+    """A clone of the model in which the subject's image attention runs."""
+    model = model.clone()
+    for place in subject.places:
+        path = f"diffusion_model.{place.block}.forward"
+        model.add_object_patch(path, image_attended(model.get_model_object(path), place, subject))
+    model.set_additional_models(subject.key, [subject.patcher])
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, subject.key, subject.on_sample)
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, subject.key, subject.on_prompts)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, subject.key, subject.on_forward)
+    return model
+
+
+def image_attended(previous, place: Place, subject: Subject):
+    """The block's forward with image attention after it; `previous` may be another subject's."""
+
+    def forward(x, context=None, transformer_options={}):  # noqa: B006 (the host's signature)
+        x = previous(x, context=context, transformer_options=transformer_options)
+        capture = transformer_options.get(CAPTURE)
+        if capture is None:
+            return subject.attend(place, x, transformer_options)
+        capture.take(place, x, tuple(transformer_options["activations_shape"][-2:]))
+        return x
+
+    return forward
+
+
+def step_bytes(subject: Subject, model) -> int:
+    """Bytes of the reference's features of one step and prompt, all keys kept."""
+    dtype = model.model.get_dtype_inference()
+    sizes = []
+    for latent in subject.latents:
+        for place in subject.active_places:
+            width = subject.modules[module_name(place)].norm1.weight.shape[0]
+            sizes.append((tokens_at(model, place, latent), width))
+    return feature_bytes(sizes, dtype.itemsize)
+
+
+def tokens_at(model, place, latent) -> int:
+    """Tokens of the latent at a place: each Upsample of the decoder after it doubles its sides."""
+    blocks = model.model.diffusion_model.output_blocks
+    ups = sum(type(layer).__name__ == "Upsample" for block in blocks[place.level :] for layer in block)
+    return (latent.shape[-2] >> ups) * (latent.shape[-1] >> ups)
+
+
+def describe_cost(subject: Subject, model) -> str:
+    """Short enough for the two lines that the frontend shows under a node."""
+    step = step_bytes(subject, model)
+    steps = subject.budget // (2 * step)
+    held = f"the cache holds {steps} steps with CFG" if subject.budget else "none are kept"
+    return f"Up to {step / 2**20:.1f} MB of features a step; {held}."

@@ -1,0 +1,29 @@
+"""models/vico: the concepts that a person has, and the example that comes with the pack."""
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...sprite_world import EXAMPLE, EXAMPLE_CONCEPT
+from ..host.folders import register_folder
+
+FOLDER = "vico"
+
+register_folder(FOLDER, {".safetensors", ".pt"})
+
+
+def concept_names() -> list[str]:
+    """Concepts to choose from; an original pair shows as its cross_attention file."""
+    files = folder_paths.get_filename_list(FOLDER)
+    return [*(name for name in files if not os.path.basename(name).startswith("embeddings")), EXAMPLE]
+
+
+def concept_path(name: str) -> str:
+    """The file behind a name of concept_names. Raises: FileNotFoundError where it is gone."""
+    return str(EXAMPLE_CONCEPT) if name == EXAMPLE else folder_paths.get_full_path_or_raise(FOLDER, name)
+
+
+def home() -> Path:
+    """Where new concepts go."""
+    return Path(folder_paths.get_folder_paths(FOLDER)[0])

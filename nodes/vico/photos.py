@@ -1,0 +1,50 @@
+"""The photos of VICO_REFERENCE: checked, scaled, encoded."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...vico_core import FeatureBank
+from ...vico_core.photos import resize, size_of_area
+
+SMALLEST_SIDE = 32  # pixels of a reference picture
+
+
+@dataclass
+class Photo:
+    """latent [1, C, h, w] as the VAE gives it; image [H, W, 3] in 0..1; mask [H, W] in 0..1, or None."""
+
+    latent: Tensor
+    image: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass
+class Reference:
+    """What VICO_REFERENCE carries: photos of one object, and the features that its pictures share."""
+
+    photos: list[Photo]
+    bank: FeatureBank = field(default_factory=FeatureBank)
+
+
+def check_reference(image, mask) -> None:
+    height, width = image.shape[1:3]
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(
+            f"The reference picture is {width}×{height} pixels: too small to show an object. Use one of {SMALLEST_SIDE} pixels or more a side."
+        )
+    if not torch.isfinite(image).all():
+        raise ValueError("The reference picture holds NaN or infinity: the node that made it went wrong.")
+    if mask is not None and not (mask.flatten(1).amax(1) > 0).all():
+        raise ValueError("The reference's mask is empty: paint the object white in it, or leave the mask away.")
+
+
+def mask_of(mask, i: int):
+    return None if mask is None else mask[min(i, mask.shape[0] - 1)]
+
+
+def encode_photo(vae, picture, mask, size: int) -> Photo:
+    width, height = size_of_area(picture.shape[1], picture.shape[0], size)
+    picture = resize(picture, width, height)
+    return Photo(vae.encode(picture[None]), picture, mask)

@@ -1,0 +1,80 @@
+"""A ViCo training's files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import folder_paths
+
+from ...train_core import CheckpointFolder, read_state, write_atomically
+from ...vico_core import ViCoConcept
+from ..host.folders import run_name
+from .folder import FOLDER, home
+
+STATES_KEPT = 2  # the newest to go on from, and one before it
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to: the concept, the loss of every step, and the run's name under models/vico."""
+
+    concept: ViCoConcept
+    losses: list[float]
+    run: str
+
+
+class RunFiles:
+    """Where a run is kept, named after all that it comes from: the same again goes on, anything else starts anew.
+
+    models/vico/<run>/step-….safetensors: concepts, for Load ViCo Concept. output/vico/<run>/: what a run goes on from.
+    """
+
+    def __init__(self, name: str, identity: dict):
+        self.run = run_name(name, identity)
+        self.concepts = concepts_folder(self.run)
+        states = Path(folder_paths.get_output_directory()) / FOLDER / self.run
+        self.states = CheckpointFolder(states, STATES_KEPT, identity)
+        told = json.dumps(identity, indent=1).encode()
+        for folder in (self.concepts, self.states.path):  # before the first step: says whether they can be written
+            write_atomically(Path(folder) / "settings.json", lambda path: path.write_bytes(told))
+        self.states.discard_leftovers()
+
+    def concept_file(self, step: int) -> Path:
+        return self.concepts / f"step-{step:05}.safetensors"
+
+    def keep(self, concept: ViCoConcept) -> Path:
+        path = self.concept_file(concept.step)
+        if not path.is_file():
+            write_atomically(path, concept.save)
+        return path
+
+    def newest(self) -> int:
+        return max(self.states.steps(), default=0)
+
+    def finished(self, steps: int) -> Outcome | None:
+        """The concept of step `steps`, where the run has gone further before. ValueError where that one was not kept."""
+        newest = self.newest()
+        if newest <= steps:
+            return None
+        if not self.concept_file(steps).is_file():
+            kept = ", ".join(str(int(path.stem[5:])) for path in checkpoint_files(self.run))
+            raise ValueError(
+                f"This training has gone to step {newest} already, and step {steps} was not kept. "
+                f"Choose one of the steps {kept}, or give the run another name to start again."
+            )
+        history = read_state(self.states.file(newest))["history"][:steps]
+        losses = [report["metrics"]["loss"] for report in history]
+        return Outcome(ViCoConcept.load(self.concept_file(steps)), losses, self.run)
+
+
+def concepts_folder(run: str) -> Path:
+    """models/vico/<run>. ValueError where the name leads elsewhere."""
+    folder = (home() / run).resolve()
+    if folder.parent != home().resolve():
+        raise ValueError(f'"{run}" is not the name of a ViCo run: it must be a folder in models/{FOLDER}.')
+    return folder
+
+
+def checkpoint_files(run: str) -> list[Path]:
+    """The kept concepts of a run, by step."""
+    return sorted(concepts_folder(run).glob("step-*.safetensors"))

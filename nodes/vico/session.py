@@ -1,0 +1,232 @@
+"""A ViCo training in the graph: photos go in, a concept comes out."""
+
+import gc
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...train_core import LocalEngine, LoopSettings, StepReport, Training, TrainingDiverged, read_state, train
+from ...train_core.engine import AUTOCAST_DTYPES
+from ...vico_core import ViCoConcept
+from ...vico_core.templates import TEMPLATES
+from ...vico_core.training import (
+    ATTENTION_LR,
+    REGULARIZATION,
+    WORD_LR,
+    Draws,
+    Photos,
+    TrainedConcept,
+    ViCoObjective,
+)
+from ..host.copies import as_a_node, load_for_training, model_hash, training_copy, training_mode
+from ..host.options import TrainingOptions
+from ..host.pictures import strip, to_pictures
+from ..host.progress import Watch
+from ..host.sampling import Sampling
+from .capture import AUTOMATIC, GIVEN
+from .drawing import draw_with_concept
+from .memory import estimate
+from .photos import Photo, Reference
+from .places import places_of
+from .runs import Outcome, RunFiles
+from .streams import HostStreams, checkpointed, training_clip
+from .training_photos import Picture, encode_photos, pictures_hash, thumbnail
+from .trigger import plain_ids
+
+PREVIEW = Sampling(steps=20)
+# What ends a run early without losing what was learnt: the user, and a loss that is no number any more.
+STOPS = (comfy.model_management.InterruptProcessingException, TrainingDiverged)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What decides the result. Defaults are the paper's (one photo a step, 400 steps)."""
+
+    initialiser: str
+    placeholder: str = "*"
+    steps: int = 400
+    batch_size: int = 1
+    word_lr: float = WORD_LR
+    attention_lr: float = ATTENTION_LR
+    regularization: float = REGULARIZATION
+    seed: int = 0
+    size: int = 512
+    detach_reference: bool = False
+    captions: tuple[str, ...] = ()  # none: the paper's templates
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What Train ViCo was asked for. name: of its folder; preview_prompts: each with the placeholder in it."""
+
+    settings: TrainSettings
+    options: TrainingOptions = field(default_factory=TrainingOptions)
+    name: str = "concept"
+    preview_prompts: tuple[str, ...] = ()
+
+
+def train_concept(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say: Callable[[str], None]) -> Outcome:
+    """Learns the object of the photos beside a copy of `model`, which itself stays as it is.
+
+    An interrupt is passed on after what was learnt has been kept. Raises: ValueError, OSError, TrainingDiverged with sentences.
+    """
+    try:
+        with training_mode():
+            return _train(model, clip, vae, pictures, asked, say)
+    finally:
+        gc.collect()
+        comfy.model_management.cleanup_models()
+        comfy.model_management.soft_empty_cache()
+
+
+def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say) -> Outcome:
+    with torch.no_grad():
+        photos = encode_photos(vae, model, pictures, asked.settings.size)
+    session = start_session(model, clip, asked)
+    identity = identity_of(session, vae, pictures, asked)
+    files = RunFiles(asked.name, identity)
+    if finished := files.finished(asked.settings.steps):
+        return finished
+
+    def concept_now(step: int) -> ViCoConcept:
+        return describe(session.trained.concept(), step, identity["model"], asked.settings, pictures)
+
+    keep_lost(files, session.trained, concept_now)
+    watch = Watch(say, asked.options.preview_every, make_preview(session, vae, photos, pictures, asked.preview_prompts))
+    training = run_steps(session, photos, asked, files, watch, concept_now)
+    if training.stopped_by is not None and training.step == 0:
+        raise training.stopped_by
+    concept = concept_now(training.step)
+    path = files.keep(concept)
+    if training.stopped_by is not None:
+        say(f"Stopped after step {training.step}, which is kept in {path}. Queue again to go on from there.")
+        raise training.stopped_by
+    return Outcome(concept, [report.loss for report in training.history], files.run)
+
+
+@dataclass(frozen=True)
+class Session:
+    """The copies of the model and of its CLIP that a training works on, and what it learns."""
+
+    patcher: comfy.model_patcher.ModelPatcher
+    text: comfy.sd.CLIP
+    trained: TrainedConcept
+    streams: HostStreams
+    engine: LocalEngine
+
+    @property
+    def patchers(self) -> list:
+        return [self.patcher, self.text.patcher]
+
+
+def start_session(model, clip, asked: TrainingRun) -> Session:
+    settings, options = asked.settings, asked.options
+    patcher, text = training_copy(model, AUTOCAST_DTYPES.get(options.precision, torch.float32)), training_clip(clip)
+    load_for_training([patcher, text.patcher])
+    shapes, words = places_of(patcher.model)[1], start_words(text, settings.initialiser)
+    trained = TrainedConcept(shapes, words, settings.seed).to(patcher.load_device)
+    engine = LocalEngine(patcher.load_device, options.precision, options.accumulation)
+    streams = HostStreams(patcher, text, trained, settings.placeholder, engine, settings.detach_reference)
+    return Session(patcher, text, trained, streams, engine)
+
+
+def start_words(clip, initialiser: str) -> dict[str, Tensor]:
+    """{text encoder: [1, width]}: the vector of a word that the model knows. ValueError where it is not one token."""
+    words = {}
+    for encoder, ids in plain_ids(clip, initialiser.strip()).items():
+        if len(ids) != 1 or not isinstance(ids[0], int):
+            raise ValueError(
+                f'The initialiser word "{initialiser}" is {len(ids)} tokens to this model\'s tokenizer; it must be one. '
+                'Choose a single everyday word for what the object is, such as "toy", "dog" or "cup".'
+            )
+        model = getattr(clip.cond_stage_model, f"clip_{encoder}", clip.cond_stage_model)
+        words[encoder] = model.transformer.get_input_embeddings().weight[ids[0]][None].float()
+    return words
+
+
+def run_steps(
+    session: Session, photos: Photos, asked: TrainingRun, files: RunFiles, watch: Watch, concept_now
+) -> Training:
+    """The steps themselves, by train_core's loop; goes on from the newest state."""
+    settings, options = asked.settings, asked.options
+    trained, streams, engine = session.trained, session.streams, session.engine
+    captions = settings.captions or [template.format(settings.placeholder) for template in TEMPLATES]
+    draws = Draws(photos, captions, len(streams.schedule), settings.batch_size, settings.seed, engine.device)
+    optimizer = engine.prepare(trained.optimizer(settings.word_lr, settings.attention_lr))
+    objective = ViCoObjective(streams, settings.regularization)
+    loop = LoopSettings(settings.steps, options.warmup_steps, options.decay, checkpoint_every=options.checkpoint_every)
+
+    def on_step(report: StepReport) -> None:
+        if options.checkpoint_every and report.step % options.checkpoint_every == 0:
+            files.keep(concept_now(report.step))
+        watch.step(report)
+
+    with checkpointed(streams.unet) if options.checkpointing else nullcontext():
+        watch.say(estimate(streams, trained, captions[0], settings.size, settings.batch_size, options.checkpointing))
+        watch.begin(settings.steps)
+        return train(objective, draws, trained, optimizer, loop, engine, on_step, files.states, STOPS)
+
+
+def keep_lost(files: RunFiles, trained: TrainedConcept, concept_now: Callable) -> None:
+    """Concepts of states whose run was killed between the two. Training then goes on from the newest state anyway."""
+    for step in files.states.steps():
+        if not files.concept_file(step).is_file():
+            trained.load_state_dict(read_state(files.states.file(step))["weights"])
+            files.keep(concept_now(step))
+
+
+def identity_of(session: Session, vae, pictures, asked: TrainingRun) -> dict:
+    """All that a run's result hangs on.
+
+    The number of steps does not count where the rate is constant, so that a run can go further.
+    """
+    fixed, options = asdict(asked.settings), asked.options
+    if options.decay == "constant":
+        del fixed["steps"]
+    return {
+        "model": model_hash(session.streams.unet),
+        "text encoder": model_hash(session.text.patcher.model),
+        "layer": session.text.layer_idx,
+        "vae": model_hash(vae.first_stage_model),
+        "photos": pictures_hash(pictures),
+        "precision": options.precision,
+        "accumulation": options.accumulation,
+        "warmup_steps": options.warmup_steps,
+        "decay": options.decay,
+        **fixed,
+    }
+
+
+def describe(concept: ViCoConcept, step: int, base_hash: str, settings: TrainSettings, pictures) -> ViCoConcept:
+    """The concept with what its file says of its making."""
+    concept.placeholder, concept.initialiser = settings.placeholder, settings.initialiser
+    concept.base_hash, concept.step = base_hash, step
+    concept.settings, concept.thumbnail = asdict(settings), thumbnail(pictures[0])
+    return concept
+
+
+def make_preview(session: Session, vae, photos: Photos, pictures: list[Picture], prompts) -> Callable | None:
+    """preview() draws the prompts with the first photo as the reference, then brings the training back to the device."""
+    if not prompts:
+        return None
+    latent = session.patcher.model.process_latent_out(photos.mean[:1])
+    mask = None if photos.masks is None else photos.masks[0]
+    reference = Reference([Photo(latent, pictures[0].image, mask)])
+    source = AUTOMATIC if mask is None else GIVEN
+
+    def preview() -> Image.Image:
+        concept = session.trained.concept()
+        concept.placeholder = session.streams.trigger.word
+        parts = (session.patcher, session.text, vae, concept, reference)
+        pixels = as_a_node(draw_with_concept, *parts, prompts, [0], PREVIEW, source)
+        load_for_training(session.patchers)
+        return to_pictures(strip(pixels))[0]
+
+    return preview

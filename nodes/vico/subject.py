@@ -1,0 +1,155 @@
+"""One Apply ViCo while a model samples: the reference pass, its features, and image attention at the places."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import comfy.model_patcher
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ...vico_core import Place
+from ...vico_core.reference import Features
+from .capture import Capture, LastPlaceReached, as_input
+from .photos import Reference
+from .places import module_name
+from .rows import Row, distinct_rows, rows_of_equal_length
+from .trigger import Trigger, columns_of_prompts
+
+
+@dataclass
+class Run:
+    """What one sampling knows.
+
+    columns: the prompts' mask columns; patcher: whose weights are on; areas: the part that each prompt covers (None: all).
+    """
+
+    columns: dict
+    patcher: object
+    areas: dict = field(default_factory=dict)
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class Subject:
+    """One Apply: the concept's modules and word, the reference's latents in the model's scale, and when and how strongly."""
+
+    trigger: Trigger
+    patcher: comfy.model_patcher.ModelPatcher  # of the modules; held here, so that it lives as long as they do
+    places: list[Place]
+    strengths: dict[str, float]
+    sigmas: tuple[float, float]
+    mask_source: str
+    effect_mask: Tensor | None
+    reference: Reference
+    latents: list[Tensor]
+    budget: int
+    on_masks: Callable | None = None  # called with every photo's Capture, for previews
+
+    @property
+    def key(self) -> str:
+        return self.trigger.subject
+
+    @property
+    def modules(self) -> torch.nn.ModuleDict:
+        return self.patcher.model
+
+    @property
+    def active_places(self) -> list[Place]:
+        return [place for place in self.places if self.strengths[place.name] != 0]
+
+    def is_active(self, sigma: float) -> bool:
+        start, end = self.sigmas
+        return end <= sigma <= start and bool(self.active_places)
+
+    def on_sample(self, executor, *args, **kwargs):
+        guider = executor.class_obj
+        run = Run(columns_of_prompts(guider.conds, self.trigger), guider.model_patcher)
+        guider.model_options["transformer_options"][self.key] = run
+        self.reference.bank.begin_run()
+        return executor(*args, **kwargs)
+
+    def on_prompts(self, executor, model, conds, x_in, timestep, model_options):
+        run = model_options["transformer_options"][self.key]
+        run.areas = {c["uuid"]: c.get("area") for part in conds for c in part or []}
+        run.size = tuple(x_in.shape[-2:])
+        return executor(model, conds, x_in, timestep, model_options)
+
+    @torch.compiler.disable(recursive=False)
+    def on_forward(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+        if self.is_active(float(transformer_options["sigmas"][0])):
+            rows = distinct_rows(x, timesteps, context, y, transformer_options, transformer_options[self.key].columns)
+            features = self.features(executor.original, rows, x, transformer_options)
+            transformer_options = {**transformer_options, self.key + ".features": features}
+        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+    def features(self, unet, rows: dict, x: Tensor, transformer_options: dict) -> list[tuple[list[int], Features]]:
+        """[(rows of x, their features)]: from the bank, and by one reference pass for all that it lacks."""
+        run = transformer_options[self.key]
+        names = tuple(place.name for place in self.active_places)
+        weights = run.patcher.patches_uuid
+        keys = {k: (k, self.mask_source, names, weights, x.dtype) for k in rows}
+        # Hooks (a LoRA on a schedule) change the weights from step to step without the uuid telling: nothing is kept then.
+        budget = self.budget if run.patcher.current_hooks is None else 0
+        found = {k: self.reference.bank.get(keys[k], x.device) if budget else None for k in rows}
+        missing = [k for k in rows if found[k] is None]
+        if missing:
+            computed = self.reference_pass(unet, [rows[k] for k in missing], x, transformer_options)
+            for k, features in zip(missing, computed, strict=True):
+                found[k] = features
+                self.reference.bank.put(keys[k], features, budget)
+        return [(rows[k].rows, found[k]) for k in rows]
+
+    def reference_pass(self, unet, rows: list[Row], x: Tensor, transformer_options: dict) -> list[Features]:
+        """Runs the U-Net on the clean photos, once a distinct context, up to the last place. `unet`: its bare forward."""
+        photos = zip(self.latents, self.reference.photos, strict=True)
+        captures = [self.capture(unet, latent, photo, rows, x, transformer_options) for latent, photo in photos]
+        if self.on_masks:
+            self.on_masks(captures)
+        names = [place.name for place in self.active_places]
+        return [{name: torch.cat([c.kept(name, row) for c in captures]) for name in names} for row in range(len(rows))]
+
+    def capture(self, unet, latent, photo, rows: list[Row], x: Tensor, transformer_options: dict) -> "Capture":
+        capture = Capture(self.active_places, [row.columns for row in rows], self.mask_source, photo.mask)
+        for same in rows_of_equal_length(rows):
+            capture.rows = same
+            group = [rows[i] for i in same]
+            x_ref = as_input(latent, x.shape[1]).to(x).expand(len(group), -1, -1, -1)
+            y = None if group[0].y is None else torch.stack([row.y for row in group])
+            t, context = torch.stack([row.t for row in group]), torch.stack([row.context for row in group])
+            with contextlib.suppress(LastPlaceReached):
+                unet(x_ref, t, context, y, None, capture.options(transformer_options))
+        return capture
+
+    @torch.compiler.disable
+    def attend(self, place: Place, x: Tensor, transformer_options: dict) -> Tensor:
+        """Image attention after the place's block: x [B, N, dim] -> [B, N, dim]. Unchanged outside the active steps."""
+        features = transformer_options.get(self.key + ".features")
+        strength = self.strengths[place.name]
+        if features is None or strength == 0:
+            return x
+        kept = [(rows, of_row[place.name]) for rows, of_row in features]
+        out = self.modules[module_name(place)].forward_kept(x, kept)
+        if self.effect_mask is not None:
+            return torch.lerp(x, out, self.weights(x, transformer_options) * strength)
+        return out if strength == 1 else torch.lerp(x, out, strength)
+
+    def weights(self, x: Tensor, transformer_options: dict) -> Tensor:
+        """The effect mask at this place's tokens [B, N, 1], cut to the part of the picture that each prompt covers."""
+        run, grid = transformer_options[self.key], transformer_options["activations_shape"][-2:]
+        full = F.interpolate(
+            self.effect_mask[None, :1].float(), size=run.size, mode="bilinear"
+        )  # [1, 1, H, W] of the latent
+        uuids = transformer_options["uuids"]
+        parts = [F.interpolate(cut(full, run.areas[u]), size=grid, mode="area") for u in uuids]
+        tokens = rearrange(torch.cat(parts), "prompts 1 h w -> prompts (h w) 1")
+        return tokens.repeat_interleave(x.shape[0] // len(uuids), 0).to(x)
+
+
+def cut(full: Tensor, area) -> Tensor:
+    if area is None:
+        return full
+    height, width, top, left = area
+    return full[..., top : top + height, left : left + width]

@@ -1,0 +1,101 @@
+"""The photos that Train ViCo learns from: checked, made square, encoded once."""
+
+import io
+from dataclasses import dataclass
+
+import comfy.ldm.models.autoencoder
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...train_core import weights_hash
+from ...vico_core.photos import resize
+from ...vico_core.training import Photos
+from ..host.copies import as_a_node
+from ..host.pictures import to_pictures
+from .photos import SMALLEST_SIDE
+
+THUMBNAIL = 256  # pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """image [H, W, 3] in 0..1; mask [H, W] in 0..1, or None."""
+
+    image: Tensor
+    mask: Tensor | None = None
+
+
+def flatten_pictures(photos: list, masks: list | None) -> list[Picture]:
+    """Batches [B, H, W, 3 or 4] of any sizes, and their masks, as single pictures. ValueError for what cannot be learnt from."""
+    images = [image[..., :3].float().cpu() for batch in photos for image in batch]
+    areas = [mask.float().cpu() for batch in masks for mask in batch] if masks else [None] * len(images)
+    if len(areas) != len(images):
+        raise ValueError(
+            f"There are {len(images)} photos and {len(areas)} masks: give one mask a photo, or none at all."
+        )
+    for number, (image, mask) in enumerate(zip(images, areas, strict=True), start=1):
+        check_photo(number, image, mask)
+    return [Picture(image.clone(), mask) for image, mask in zip(images, areas, strict=True)]
+
+
+def check_photo(number: int, image: torch.Tensor, mask: torch.Tensor | None) -> None:
+    height, width = image.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(
+            f"Photo {number} is {width}×{height} pixels: too small to learn from. Use photos of {SMALLEST_SIDE} pixels or more a side."
+        )
+    if not torch.isfinite(image).all():
+        raise ValueError(f"Photo {number} holds NaN or infinity: the node that made it went wrong.")
+    if mask is not None and not mask.max() > 0:
+        raise ValueError(f"The mask of photo {number} is empty: paint the object white in it, or connect no masks.")
+
+
+def encode_photos(vae, model, pictures: list[Picture], size: int) -> Photos:
+    """Every photo through the VAE once: size × size, bicubic, no crop, as the authors train (ViCo §4)."""
+    square = [resize(p.image, size, size, Image.Resampling.BICUBIC) for p in pictures]
+    posteriors = [posterior(vae, image[None]) for image in square]
+    scale = model.model.process_latent_in
+    means = torch.cat([scale(mean).float().cpu() for mean, _ in posteriors])
+    stds = None
+    if all(std is not None for _, std in posteriors):
+        stds = torch.cat([(scale(mean + std) - scale(mean)).float().cpu() for mean, std in posteriors])
+    masks = None
+    if all(p.mask is not None for p in pictures):
+        masks = torch.stack([square_mask(p.mask, size) for p in pictures])
+    return Photos(means, stds, masks)
+
+
+def posterior(vae, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(mean, std) of the VAE's latent of pixels [1, H, W, 3]; std None where it answers with a latent and no distribution."""
+    regularization = getattr(vae.first_stage_model, "regularization", None)
+    if not isinstance(regularization, comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer):
+        return as_a_node(vae.encode, pixels), None
+    moments = []
+    hook = regularization.register_forward_hook(lambda module, args, out: moments.append(args[0]))
+    try:
+        mean = as_a_node(vae.encode, pixels)
+    finally:
+        hook.remove()
+    log_variance = moments[-1].chunk(2, dim=1)[1].to(mean)
+    whole = len(moments) == 1  # short of memory, the host encodes in tiles, and has no one distribution
+    return mean, (0.5 * log_variance.clamp(-30, 20)).exp() if whole else None
+
+
+def square_mask(mask: Tensor, size: int) -> Tensor:
+    return torch.nn.functional.interpolate(mask[None, None].float(), size=(size, size), mode="area")[0, 0].cpu()
+
+
+def pictures_hash(pictures: list[Picture]) -> str:
+    tensors = {f"{i}.image": p.image for i, p in enumerate(pictures)}
+    tensors |= {f"{i}.mask": p.mask for i, p in enumerate(pictures) if p.mask is not None}
+    return weights_hash(tensors)
+
+
+def thumbnail(picture: Picture) -> bytes:
+    """PNG bytes of a photo, for the concept's file."""
+    (image,) = to_pictures([picture.image])
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    return png.getvalue()
