@@ -12,7 +12,7 @@ from ..host.pictures import to_image
 from ..host.progress import say
 from ..host.sockets import ScorerSocket
 from ..host.texts import lines
-from .comparison import Settings, grid_of, new_folder, sample_all, save_references, score_all
+from .model_pictures import Settings, grid_of, new_folder, sample_all, save_references, score_all
 
 MODELS = io.Autogrow.TemplatePrefix(io.Model.Input("model"), prefix="model", min=2, max=8)
 SCORERS = io.Autogrow.TemplatePrefix(ScorerSocket.Input("scorer"), prefix="scorer", min=1, max=8)
