@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..intake import BadFile, open_picture
 from .comparison import Table
 from .page import Contents, best_model, headline, lead_of, number, percent
-from .pictures import PictureError, open_picture
 
 INK, SOFT, LINE, PAPER = "#1c1b19", "#6d6a63", "#e3dfd6", "#faf9f6"
 COLOURS = {"wins": "#0d7a5f", "loses": "#b3432b", "even": "#8b8578"}
@@ -82,8 +82,8 @@ def show_picture(axes, path: str) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     try:
-        axes.imshow(np.asarray(open_picture(Path(path))), interpolation="antialiased")
-    except PictureError:  # it was there when it was scored
+        axes.imshow(np.asarray(open_picture(Path(path), path)), interpolation="antialiased")
+    except BadFile:  # it was there when it was scored
         axes.text(0.5, 0.5, "gone", ha="center", va="center", color=SOFT, fontsize=8)
 
 

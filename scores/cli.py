@@ -82,6 +82,12 @@ def add_evaluate(commands) -> None:
     add(
         "--layout", metavar="PATTERN", help="how files are named below FOLDER, such as {prompt}_{seed} (without suffix)"
     )
+    add(
+        "--first-number",
+        type=int,
+        metavar="N",
+        help="the number of the first prompt in the pictures' names (default 0)",
+    )
     add("--references", metavar="DIR", type=Path, help="photos of the real thing, for dino and clip-i")
     add(
         "--vico",
@@ -173,20 +179,23 @@ def prepared(load, arguments: argparse.Namespace):
 def plain_samples(arguments: argparse.Namespace, folders: dict[str, Path]) -> list[samples.Sample]:
     found = []
     for name, folder in folders.items():
-        found += prompted_samples(name, folder, arguments.prompts, arguments.layout)
+        found += prompted_samples(name, folder, arguments.prompts, arguments.layout, arguments.first_number)
     return evaluation.with_references(found, arguments.references) if arguments.references else found
 
 
-def prompted_samples(name: str, folder: Path, prompts: Path | None, layout: str | None) -> list[samples.Sample]:
+def prompted_samples(
+    name: str, folder: Path, prompts: Path | None, layout: str | None, first: int | None = None
+) -> list[samples.Sample]:
     """The folder's pictures with their prompts; for a folder of lists (HPDv2's styles), style by style."""
     if prompts is None:
         return samples.samples_of(name, folder, None, layout)
     if not prompts.is_dir():
-        return samples.samples_of(name, folder, read_prompts(prompts), layout)
+        return samples.samples_of(name, folder, read_prompts(prompts), layout, first)
     lists = sorted(prompts.glob("*.json"))
     if not lists:
         raise ValueError(f'The folder "{prompts}" has no .json prompt lists, one for each style.')
-    return [s for style in lists for s in samples.samples_of(name, folder / style.stem, read_prompts(style), layout)]
+    styles = ((folder / style.stem, read_prompts(style)) for style in lists)
+    return [s for where, listed in styles for s in samples.samples_of(name, where, listed, layout, first)]
 
 
 def vico(arguments: argparse.Namespace, folders: dict[str, Path], paths: dict[str, Path | None]):

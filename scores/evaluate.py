@@ -1,16 +1,15 @@
 """Scores folders of pictures: one scorer at a time in memory, each raw number kept, what is known not asked again."""
 
 import hashlib
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from .pictures import PictureError, decode, open_picture
+from ..intake import PICTURE_ENDINGS, BadFile, open_picture, pictures_below
 from .run import Run, row_key, row_of
-from .samples import Sample, pictures_in
+from .samples import Sample
 from .scorer import Scorer
 
 CHUNK, CHUNK_WITH_REFERENCES = 32, 128  # pictures between two writes; references are looked at once a chunk
@@ -63,10 +62,10 @@ def score_chunk(scorer: Scorer, asked: Sequence[Asked]) -> list[dict]:
     rows, pictures, samples = [], [], []
     for sample, data, row in asked:
         try:
-            pictures.append(decode(io.BytesIO(data), sample.picture))
+            pictures.append(open_picture(data, str(sample.picture)))
             samples.append(sample)
             rows.append(row)
-        except PictureError as error:
+        except BadFile as error:
             row["error"] = str(error)
     references = decoded_references(scorer, samples)
     numbers = scorer.score(pictures, [sample.prompt for sample in samples], references) if pictures else []
@@ -78,10 +77,10 @@ def score_chunk(scorer: Scorer, asked: Sequence[Asked]) -> list[dict]:
 def decoded_references(scorer: Scorer, samples: Sequence[Sample]) -> list[Image.Image] | None:
     if not (scorer.needs_references and samples):
         return None
-    return [open_picture(path) for path in samples[0].references]
+    return [open_picture(path, str(path)) for path in samples[0].references]
 
 
 def with_references(samples: Sequence[Sample], folder: Path) -> list[Sample]:
     """The samples, all held against the photos of one folder."""
-    photos = tuple(pictures_in(folder))
+    photos = tuple(pictures_below(folder, PICTURE_ENDINGS))
     return [sample._replace(references=photos) for sample in samples]

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..intake import BadFile, open_picture
 from .comparison import Duel, Mean, Table
-from .pictures import PictureError, open_picture
 from .statistics import Interval, mean_interval
 
 HERE = Path(__file__).parent
@@ -301,8 +301,8 @@ def column(made: Sequence[Table], model: str, i: int, size: int) -> str:
 def thumbnail(path: str, size: int, alt: str) -> str:
     """The picture inside the page as WebP; a sentence where the file has gone since it was scored."""
     try:
-        picture = open_picture(Path(path))
-    except PictureError:
+        picture = open_picture(Path(path), path)
+    except BadFile:
         return f'<span class="gone">{escape(Path(path).name)} is no longer there</span>'
     picture.thumbnail((size, size))
     packed = io.BytesIO()

@@ -5,34 +5,14 @@ Axes: B pictures, 3 colours, H × W pixels. Pixels of a Pillow picture are uint8
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class PictureError(ValueError):
-    """A file that holds no picture; the sentence names it."""
-
-
-def open_picture(path: Path) -> Image.Image:
-    """The file's picture as RGB, decoded. Raises PictureError where it does not decode."""
-    return decode(path, path)
-
-
-def decode(source, name: Path) -> Image.Image:
-    """The picture of a file or of its bytes, as RGB. name: what the error calls it."""
-    try:
-        with Image.open(source) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it is no picture file" if isinstance(error, UnidentifiedImageError) else error
-        raise PictureError(f'"{name}" does not decode as a picture ({reason}). Make it again, or remove it.') from error
 
 
 def resize_shortest(picture: Image.Image, size: int) -> Image.Image:

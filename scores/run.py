@@ -118,4 +118,4 @@ def read_rows(path: Path) -> list[dict]:
     whole, cut = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
     if cut:
         write_atomically(path, whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    return [json.loads(line) for line in whole.split("\n") if line]

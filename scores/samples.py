@@ -1,15 +1,22 @@
 """Which pictures there are and what each was made from: model, prompt, seed, photos of the real thing."""
 
-import csv
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .prompts import COLUMNS
+from ..intake import (
+    PICTURE_ENDINGS,
+    PROMPT_COLUMNS,
+    BadFile,
+    Problem,
+    caption_beside,
+    inside,
+    pictures_below,
+    read_rows,
+    value_of,
+)
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 LAYOUTS = ("{prompt}_{seed}", "{prompt}-{seed}", "{prompt}/{seed}", "{prompt}")
 FIELDS = {"prompt": r"(?P<prompt>\d+)", "seed": r"(?P<seed>[^/]+)", "concept": r"(?P<concept>[^/]+)"}
 
@@ -25,34 +32,36 @@ class Sample(NamedTuple):
     concept: str = ""
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Every picture file below the folder, in order of its path."""
-    if not Path(folder).is_dir():
-        raise ValueError(f'There is no folder "{folder}".')
-    return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
-
-
-def samples_of(model: str, folder: Path, prompts: Sequence[str] | None, layout: str | None) -> list[Sample]:
+def samples_of(
+    model: str, folder: Path, prompts: Sequence[str] | None, layout: str | None, first: int | None = None
+) -> list[Sample]:
     """A folder's pictures with their prompts: from a prompt list, from metadata.jsonl or .csv, or from .txt files.
 
-    With a list, the file's name holds the prompt's number: 00012.png, 00012_3.png (seed 3), 00012/3.png, or `layout`.
+    With a list, the file's name holds the prompt's number: 00012.png, 00012_3.png (seed 3), 00012/3.png, or `layout`;
+    first: the number of the list's first prompt, 0 where it is not given.
     """
     if prompts is not None:
-        return listed_samples(model, folder, prompts, layout)
+        return listed_samples(model, folder, prompts, layout, first)
     for name in ("metadata.jsonl", "metadata.csv"):
         if (Path(folder) / name).is_file():
             return metadata_samples(model, Path(folder) / name)
     return captioned_samples(model, folder)
 
 
-def listed_samples(model: str, folder: Path, prompts: Sequence[str], layout: str | None) -> list[Sample]:
-    layouts = [layout] if layout else LAYOUTS
-    samples = []
-    for path, found in matches(folder, layouts):
-        number = int(found["prompt"])
-        if number >= len(prompts):
-            raise ValueError(f'"{path}" belongs to prompt {number}, but the list ends at {len(prompts) - 1}.')
-        samples.append(Sample(model, path, prompts[number], found.get("seed", "0")))
+def listed_samples(
+    model: str, folder: Path, prompts: Sequence[str], layout: str | None, first: int | None = None
+) -> list[Sample]:
+    found = [(path, int(fields["prompt"]), fields) for path, fields in matches(folder, [layout] if layout else LAYOUTS)]
+    if first is None and min(number for _, number, _ in found) == 1:
+        raise BadFile(
+            f'The pictures in "{folder}" are numbered from 1, and a list counts from 0: say which number its first prompt has '
+            "(--first-number 1, or 0 where the first prompt has no picture)."
+        )
+    samples, last = [], len(prompts) - 1 + (first or 0)
+    for path, number, fields in found:
+        if not (first or 0) <= number <= last:
+            raise BadFile(f'"{path}" belongs to prompt {number}, but the list ends at {last}.')
+        samples.append(Sample(model, path, prompts[number - (first or 0)], fields.get("seed", "0")))
     return samples
 
 
@@ -60,7 +69,7 @@ def matches(folder: Path, layouts: Sequence[str]) -> list[tuple[Path, dict]]:
     """The pictures whose paths fit one of the layouts, with the layout's fields. Raises where none does."""
     found = []
     patterns = [pattern_of(layout) for layout in layouts]
-    for path in pictures_in(folder):
+    for path in pictures_below(folder, PICTURE_ENDINGS):
         name = path.relative_to(folder).with_suffix("").as_posix()
         fit = next(filter(None, (pattern.fullmatch(name) for pattern in patterns)), None)
         if fit:
@@ -81,42 +90,30 @@ def pattern_of(layout: str) -> re.Pattern:
 
 def metadata_samples(model: str, path: Path) -> list[Sample]:
     """An imagefolder's table: file_name, and text, prompt or caption; seed where it is there."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = (
-            [json.loads(line) for line in file if line.strip()]
-            if path.suffix == ".jsonl"
-            else list(csv.DictReader(file))
-        )
     seeds, samples = {}, []
-    for number, row in enumerate(rows, start=1):
-        prompt = next((row[name] for name in COLUMNS if row.get(name)), None)
-        if not row.get("file_name") or not prompt:
-            raise ValueError(f'"{path}", row {number}: a row needs file_name and text (or prompt, or caption).')
-        seed = seeds[prompt] = seeds.get(prompt, -1) + 1
-        samples.append(Sample(model, inside(path.parent, row["file_name"]), prompt, str(row.get("seed") or seed)))
+    for row in read_rows(path):
+        values = {} if isinstance(row, Problem) else row.values
+        prompt, name, seed = (value_of(values, names) for names in (PROMPT_COLUMNS, ("file_name",), ("seed",)))
+        if not isinstance(name, str) or not isinstance(prompt, str):
+            raise BadFile(f'"{path}", row {row.number}: a row needs file_name and text (or prompt, or caption).')
+        if inside(path.parent, name) is None:
+            raise BadFile(f'The table in "{path.parent}" points outside it: "{name}".')
+        counted = seeds[prompt] = seeds.get(prompt, -1) + 1
+        samples.append(Sample(model, path.parent / name, prompt, str(counted) if seed is None else str(seed)))
     return samples
-
-
-def inside(folder: Path, name: str) -> Path:
-    """A file of the folder; a table that points elsewhere is refused."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f'The table in "{folder}" points outside it: "{name}".')
-    return path
 
 
 def captioned_samples(model: str, folder: Path) -> list[Sample]:
     """Pictures with a .txt of the same name beside them; a prompt's pictures are its seeds, in order."""
     seeds, samples = {}, []
-    for path in pictures_in(folder):
-        caption = path.with_suffix(".txt")
-        if not caption.is_file():
-            raise ValueError(
-                f'"{path}" has no prompt: give a prompt list, a metadata.jsonl in its folder, or {caption.name}.'
+    for path in pictures_below(folder, PICTURE_ENDINGS):
+        prompt = caption_beside(path)
+        if not prompt:
+            raise BadFile(
+                f'"{path}" has no prompt: give a prompt list, a metadata.jsonl in its folder, or {path.stem}.txt.'
             )
-        prompt = caption.read_text(encoding="utf-8").strip()
         seed = seeds[prompt] = seeds.get(prompt, -1) + 1
         samples.append(Sample(model, path, prompt, str(seed)))
     if not samples:
-        raise ValueError(f'"{folder}" has no pictures.')
+        raise BadFile(f'"{folder}" has no pictures.')
     return samples

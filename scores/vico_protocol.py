@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .samples import Sample, matches, pictures_in
+from ..intake import PICTURE_ENDINGS, lines_of, pictures_below, read_text
+from .samples import Sample, matches
 
 PROTOCOLS = ("standard", "dreammatcher")
 SAMPLES, PROMPTS = 8, 31
@@ -51,7 +52,7 @@ class Data(NamedTuple):
             folder = self.folder / PHOTOS.get(concept, concept)
         if not folder.is_dir():
             raise ValueError(f'The concept "{concept}" has no photos: there is no "{self.folder / concept}".')
-        return tuple(pictures_in(folder))
+        return tuple(pictures_below(folder, PICTURE_ENDINGS))
 
 
 def read_data(folder: Path) -> Data:
@@ -66,13 +67,13 @@ def read_data(folder: Path) -> Data:
         raise ValueError(
             f'"{folder}" has neither prompts_and_classes.txt (DreamBooth) nor {" and ".join(missing)} (ViCo).'
         )
-    things, live = ([line.rstrip() for line in path.read_text("utf-8").splitlines() if line.strip()] for path in files)
+    things, live = (lines_of(read_text(path)) for path in files)
     return Data(folder, things, live, LIVE)
 
 
 def read_dreambooth(path: Path) -> Data:
     """DreamBooth's file: a CSV block subject_name,class, then prompt lists for objects and for live subjects."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = [line.rstrip("\r") for line in read_text(path).split("\n")]
     start = lines.index("subject_name,class")
     end = next(i for i in range(start, len(lines)) if not lines[i].strip())
     classes = {row["subject_name"]: row["class"] for row in csv.DictReader(lines[start:end])}

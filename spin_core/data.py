@@ -3,19 +3,32 @@
 Bad input is named, left out and counted; it never ends a run.
 """
 
-import csv
 import hashlib
 import io
-import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+from ..intake import (
+    LIMITS,
+    PICTURE_ENDINGS,
+    PROMPT_COLUMNS,
+    BadFile,
+    Problem,
+    caption_beside,
+    inside,
+    open_picture,
+    pictures_below,
+    read_bytes,
+    read_prompts,
+    read_rows,
+    value_of,
+)
+
 PICK_A_PIC_COLUMNS = ["jpg_0", "jpg_1", "caption", "label_0", "label_1"]
 NAMED_AT_MOST = 20
 
@@ -28,24 +41,14 @@ class Picture:
     source: Path | bytes
 
     def content(self) -> bytes:
-        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+        return self.source if isinstance(self.source, bytes) else read_bytes(self.source, LIMITS.picture_bytes)
 
     def hash(self) -> str:
         return hashlib.sha256(self.content()).hexdigest()
 
     def open(self) -> Image.Image:
-        """The picture upright and in RGB, transparency on white.
-
-        Raises: ValueError naming it where it does not decode.
-        """
-        try:
-            image = ImageOps.exif_transpose(Image.open(io.BytesIO(self.content())))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-            return image.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f'picture "{self.name}" does not decode ({error})') from error
+        """The picture upright and in RGB, transparency on white. BadFile, a ValueError, names it where it does not decode."""
+        return open_picture(self.source, self.name)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ class Report:
     kept: int = 0
     left_out: dict[str, list[str]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, sentence: str) -> None:
+        """Something that a person should know and that leaves nothing out; said once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def leave_out(self, name: str, reason: str) -> None:
         self.counts[reason] = self.counts.get(reason, 0) + 1
@@ -82,7 +91,7 @@ class Report:
             names = self.left_out[reason]
             more = f" and {count - len(names)} more" if count > len(names) else ""
             lines.append(f"left out, {reason}: {count} ({', '.join(names)}{more})")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 @dataclass(frozen=True)
@@ -114,101 +123,88 @@ class Listed:
 def read(path: Path, report: Report) -> Iterator[Sample]:
     """Samples of a folder or a file, told by what is there.
 
-    A folder with metadata.jsonl or metadata.csv (Hugging Face imagefolder), with .parquet files (Pick-a-Pic),
-    or with pictures and .txt captions (kohya's "N_name" subfolders repeat theirs N times); a .txt, .tsv or
-    .json list of prompts; one .parquet or metadata file. Raises: ValueError where there is nothing of this.
+    A folder with metadata.jsonl or metadata.csv (Hugging Face imagefolder; also in train/), with .parquet files, or with
+    pictures and captions (kohya's "N_name" subfolders repeat theirs N times); a list of prompts (.txt, .tsv, .json); one
+    .parquet or metadata file. Raises: BadFile, a ValueError, where there is nothing of this.
     """
     if not path.exists():
-        raise ValueError(f'there is no "{path}"')
+        raise BadFile(f'there is no "{path}"')
     if path.is_dir():
         return read_folder(path, report)
     readers = {
         ".jsonl": read_metadata,
         ".csv": read_metadata,
         ".parquet": read_parquet,
-        ".txt": read_prompt_lines,
-        ".tsv": read_prompt_table,
-        ".json": read_prompt_json,
+        ".txt": read_prompt_list,
+        ".tsv": read_prompt_list,
+        ".json": read_prompt_list,
     }
     if path.suffix.lower() not in readers:
-        raise ValueError(f'"{path.name}" is no data set: give a folder, or a {", ".join(readers)} file')
+        raise BadFile(f'"{path.name}" is no data set: give a folder, or a {", ".join(readers)} file')
     return readers[path.suffix.lower()](path, report)
 
 
 def read_folder(folder: Path, report: Report) -> Iterator[Sample]:
-    for name in ("metadata.jsonl", "metadata.csv"):
-        if (folder / name).exists():
-            return read_metadata(folder / name, report)
-    tables = sorted(folder.rglob("*.parquet"))
-    if tables:
-        return (sample for table in tables for sample in read_parquet(table, report))
+    tables = [folder / place / f"metadata.{ending}" for place in ("", "train") for ending in ("jsonl", "csv")]
+    for table in tables:
+        if table.exists():
+            return read_metadata(table, report)
+    if parquets := pictures_below(folder, {".parquet"}):
+        return (sample for parquet in parquets for sample in read_parquet(parquet, report))
     return read_captioned_pictures(folder, report)
 
 
 def read_captioned_pictures(folder: Path, report: Report) -> Iterator[Sample]:
-    """Pictures with a .txt of the same name beside them. A subfolder "10_cat" is read ten times (kohya)."""
-    pictures = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS)
+    """Pictures with a .txt or .caption of the same name beside them. A subfolder "10_cat" is read ten times (kohya)."""
+    pictures = pictures_below(folder, PICTURE_ENDINGS)
     if not pictures:
-        raise ValueError(f'"{folder}" holds no picture ({", ".join(sorted(PICTURE_ENDINGS))}) and no metadata file')
+        raise BadFile(f'"{folder}" holds no picture ({", ".join(sorted(PICTURE_ENDINGS))}) and no metadata file')
     for file in pictures:
         name = file.relative_to(folder).as_posix()
-        caption = caption_beside(file)
+        try:
+            caption = caption_beside(file)
+        except BadFile as error:
+            report.leave_out(name, str(error))
+            continue
         if not caption:
             report.leave_out(name, "no caption (a .txt of the same name)")
             continue
-        for _ in range(repeats_of(file, folder)):
+        for _ in range(repeats_of(file, folder, report)):
             yield Sample(caption, Picture(name, file))
 
 
-def caption_beside(file: Path) -> str:
-    text = file.with_suffix(".txt")
-    return text.read_text(encoding="utf-8", errors="replace").strip() if text.exists() else ""
-
-
-def repeats_of(file: Path, folder: Path) -> int:
-    """N of the nearest parent folder "N_name", else 1."""
+def repeats_of(file: Path, folder: Path, report: Report) -> int:
+    """N of the nearest parent folder "N_name", else 1. A number beyond the bound is a name, such as a date, and is noted."""
     for part in reversed(file.relative_to(folder).parts[:-1]):
-        if found := re.match(r"(\d+)_", part):
+        found = re.match(r"(\d+)_", part)
+        if found and int(found[1]) <= LIMITS.repeats:
             return int(found[1])
+        if found:
+            report.note(f'"{part}" is read once: {found[1]} is no number of repeats (at most {LIMITS.repeats})')
+            return 1
     return 1
 
 
 def read_metadata(file: Path, report: Report) -> Iterator[Sample]:
-    """file_name and text of every row of metadata.jsonl or metadata.csv; other columns go to meta."""
-    for number, row in numbered_rows(file, report):
-        name, caption = str(row.get("file_name") or ""), str(row.get("text") or "").strip()
-        where = f"{file.name}, row {number}" + (f" ({name})" if name else "")
-        picture = (file.parent / name).resolve()
+    """file_name and text (or prompt, or caption) of every row of a table; other columns go to meta."""
+    for found in read_rows(file):
+        if isinstance(found, Problem):
+            report.leave_out(f"{file.name}, row {found.number}", found.reason)
+            continue
+        name, caption = str(found.values.get("file_name") or ""), value_of(found.values, PROMPT_COLUMNS)
+        where = f"{file.name}, row {found.number}" + (f" ({name})" if name else "")
+        picture = inside(file.parent, name) if name else None
         if not name:
             report.leave_out(where, "no file_name")
-        elif not picture.is_relative_to(file.parent.resolve()):
+        elif picture is None:
             report.leave_out(where, "file_name leads out of the folder")
         elif not picture.is_file():
             report.leave_out(where, "its picture is missing")
-        elif not caption:
+        elif not isinstance(caption, str):
             report.leave_out(where, "no text")
         else:
-            yield Sample(
-                caption, Picture(name, picture), meta={k: v for k, v in row.items() if k not in ("file_name", "text")}
-            )
-
-
-def numbered_rows(file: Path, report: Report) -> Iterator[tuple[int, dict]]:
-    with open(file, encoding="utf-8", newline="") as lines:
-        if file.suffix == ".csv":
-            yield from enumerate(csv.DictReader(lines), start=1)
-            return
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            if isinstance(row, dict):
-                yield number, row
-            else:
-                report.leave_out(f"{file.name}, row {number}", "no JSON object")
+            rest = {k: v for k, v in found.values.items() if k != "file_name" and str(k).lower() not in PROMPT_COLUMNS}
+            yield Sample(caption, Picture(name, picture), meta=rest)
 
 
 def read_parquet(file: Path, report: Report) -> Iterator[Sample]:
@@ -236,55 +232,43 @@ def read_parquet(file: Path, report: Report) -> Iterator[Sample]:
 
 def preference(row: dict, where: str, report: Report) -> Sample | None:
     """One row of Pick-a-Pic as winner and loser."""
-    if row["label_0"] is None or row["label_0"] == row["label_1"]:
+    labels = [label_of(row["label_0"]), label_of(row["label_1"])]
+    pictures = [content_of(row["jpg_0"]), content_of(row["jpg_1"])]
+    if None in labels:
+        report.leave_out(where, "no label")
+    elif labels[0] == labels[1]:
         report.leave_out(where, "tie")
-    elif not (row["caption"] or "").strip():
+    elif not isinstance(row["caption"], str) or not row["caption"].strip():
         report.leave_out(where, "no caption")
-    elif not row["jpg_0"] or not row["jpg_1"]:
+    elif None in pictures:
         report.leave_out(where, "a picture of the pair is missing")
     else:
-        first, second = Picture(f"{where}, jpg_0", row["jpg_0"]), Picture(f"{where}, jpg_1", row["jpg_1"])
-        winner, loser = (first, second) if row["label_0"] > row["label_1"] else (second, first)
+        first, second = Picture(f"{where}, jpg_0", pictures[0]), Picture(f"{where}, jpg_1", pictures[1])
+        winner, loser = (first, second) if labels[0] > labels[1] else (second, first)
         return Sample(row["caption"].strip(), winner, loser, 1.0)
     return None
 
 
-def read_prompt_lines(file: Path, report: Report) -> Iterator[Sample]:
-    """One prompt a line."""
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            yield Sample(line.strip())
+def label_of(value) -> float | None:
+    """A number that can win or lose; None for what is none: missing, NaN, text."""
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if is_number else None
 
 
-def read_prompt_table(file: Path, report: Report) -> Iterator[Sample]:
-    """PartiPrompts.tsv: a column "Prompt", quotes as they stand."""
-    with open(file, encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        column = next((name for name in rows.fieldnames or [] if name.lower() in ("prompt", "caption", "text")), None)
-        if column is None:
-            raise ValueError(f'"{file.name}" has no column Prompt (it has {", ".join(rows.fieldnames or ["nothing"])})')
-        for number, row in enumerate(rows, start=1):
-            prompt = (row.pop(column) or "").strip()
-            if prompt:
-                yield Sample(prompt, meta=row)
-            else:
-                report.leave_out(f"{file.name}, row {number}", "no prompt")
+def content_of(value) -> bytes | None:
+    """The bytes of a table's picture, also where datasets keeps it as {"bytes", "path"}; None where there are none."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) and value else None
 
 
-def read_prompt_json(file: Path, report: Report) -> Iterator[Sample]:
-    """HPD's lists: prompts, or objects with a "prompt"."""
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f'"{file.name}" is no JSON ({error})') from error
-    if not isinstance(entries, list):
-        raise ValueError(f'"{file.name}" is no list of prompts')
-    for number, entry in enumerate(entries, start=1):
-        prompt = entry.get("prompt") if isinstance(entry, dict) else entry
-        if isinstance(prompt, str) and prompt.strip():
-            yield Sample(prompt.strip())
+def read_prompt_list(file: Path, report: Report) -> Iterator[Sample]:
+    """Prompts without pictures: see intake.read_prompts."""
+    for found in read_prompts(file):
+        if isinstance(found, Problem):
+            report.leave_out(f"{file.name}, row {found.number}", found.reason)
         else:
-            report.leave_out(f"{file.name}, entry {number}", "no prompt")
+            yield Sample(found.values["prompt"], meta={k: v for k, v in found.values.items() if k != "prompt"})
 
 
 def bucket(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:

@@ -12,9 +12,9 @@ import folder_paths
 import torch
 from PIL import Image
 
+from ...intake import open_picture
 from ...scores.comparison import Table
 from ...scores.evaluate import evaluate
-from ...scores.pictures import open_picture
 from ...scores.run import Run, write_atomically
 from ...scores.samples import Sample
 from ...scores.sheet import Cell, sheet
@@ -136,5 +136,6 @@ def grid_of(table: Table) -> Image.Image:
 
 
 def cell_of(table: Table, model: str, p: int, s: int, top: float) -> Cell:
+    path = table.pictures[model][p][s]
     score = float(table.scores[model][p, s])
-    return Cell(open_picture(Path(table.pictures[model][p][s])), f"{score:.4f}", best=score == top)
+    return Cell(open_picture(Path(path), path), f"{score:.4f}", best=score == top)

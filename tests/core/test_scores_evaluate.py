@@ -44,10 +44,10 @@ def test_pick_a_pics_captions_come_once_each(tmp_path):
     "name, content, sentence",
     [
         ("list.txt", "\n", "no prompts"),
-        ("table.csv", "a,b\n1,2\n", "no column prompt"),
-        ("table.csv", "prompt,b\n,2\n", "empty prompt at row 0"),
-        ("broken.json", "[", "is not JSON"),
-        ("numbers.json", "[1]", "must be a list of prompts"),
+        ("table.csv", "a,b\n1,2\n", "no column text, prompt, caption"),
+        ("table.csv", "prompt,b\n,2\n", "no prompt at 0"),
+        ("broken.json", "[", "is no JSON"),
+        ("numbers.json", "[[1]]", "no prompt at 0"),
         ("list.docx", "", "is no prompt list"),
     ],
 )
@@ -70,12 +70,20 @@ def test_pictures_find_their_prompt_by_number(tmp_path, names):
     assert [(sample.prompt, sample.seed) for sample in found] == [("a cat", "0"), ("a dog", "0")]
 
 
+def test_numbers_from_1_never_slip_to_the_next_prompt(tmp_path):
+    folder = pictures(tmp_path, "1_0.png", "2_0.png")
+    with pytest.raises(ValueError, match="numbered from 1"):
+        samples.samples_of("m", folder, ["a", "b", "c"], None)
+    assert [s.prompt for s in samples.samples_of("m", folder, ["a", "b", "c"], None, first=1)] == ["a", "b"]
+    assert [s.prompt for s in samples.samples_of("m", folder, ["a", "b", "c"], None, first=0)] == ["b", "c"]
+
+
 def test_a_metadata_table_gives_prompt_and_seed(tmp_path):
     pictures(tmp_path, "b.png", "a.png")
-    rows = [{"file_name": "b.png", "text": "a cat", "seed": 7}, {"file_name": "a.png", "text": "a cat"}]
+    rows = [{"file_name": "b.png", "text": "a cat", "seed": 0}, {"file_name": "a.png", "text": "a cat"}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = samples.samples_of("m", tmp_path, None, None)
-    assert [(sample.picture.name, sample.seed) for sample in found] == [("b.png", "7"), ("a.png", "1")]
+    assert [(sample.picture.name, sample.seed) for sample in found] == [("b.png", "0"), ("a.png", "1")]
 
 
 def test_captions_beside_the_pictures(tmp_path):
@@ -168,7 +176,9 @@ def test_one_undecodable_picture_is_named_and_the_others_are_scored(tmp_path):
     evaluate(Run(tmp_path / "run"), asked, [Width], quiet)
     rows = Run(tmp_path / "run").rows
     assert sum("score" in row for row in rows) == 39
-    assert next(row["error"] for row in rows if "error" in row).startswith(f'"{asked[17].picture}" does not decode')
+    assert next(row["error"] for row in rows if "error" in row).startswith(
+        f'picture "{asked[17].picture}" does not decode'
+    )
 
 
 def test_the_table_keeps_prompts_that_all_models_have(tmp_path):
@@ -271,9 +281,9 @@ def test_a_folder_of_lists_is_one_style_each(tmp_path):
     (tmp_path / "lists").mkdir()
     for style in ("anime", "photo"):
         (tmp_path / "lists" / f"{style}.json").write_text(f'["{style} cat", "{style} dog"]')
-        pictures(tmp_path / "m" / style, "00001.jpg")
+        pictures(tmp_path / "m" / style, "00000.jpg", "00001.jpg")
     found = prompted_samples("m", tmp_path / "m", tmp_path / "lists", None)
-    assert [sample.prompt for sample in found] == ["anime dog", "photo dog"]
+    assert [sample.prompt for sample in found] == ["anime cat", "anime dog", "photo cat", "photo dog"]
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,16 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from torchvision.transforms import functional as TF
 
+from vico_spin.intake import BadFile, open_picture
 from vico_spin.scores.pictures import (
     CLIP_MEAN,
     CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
     LongestSide,
-    PictureError,
     ShortestSide,
     Square,
     SquareThenClip,
-    open_picture,
 )
 from vico_spin.scripts.tiny_scorers import picture
 
@@ -80,7 +79,7 @@ def test_square_is_dreammatchers(size):
 def test_every_mode_is_opened_as_rgb(tmp_path, mode):
     path = tmp_path / ("picture.tiff" if mode == "CMYK" else "picture.png")
     (picture(40, 30).convert("L").convert(mode) if mode == "I;16" else picture(40, 30).convert(mode)).save(path)
-    assert open_picture(path).mode == "RGB"
+    assert open_picture(path, path.name).mode == "RGB"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", "half"])
@@ -88,5 +87,5 @@ def test_what_does_not_decode_is_named(tmp_path, content):
     path = tmp_path / "broken.png"
     picture(64, 64).save(path)
     path.write_bytes(path.read_bytes()[:900] if content == "half" else content)
-    with pytest.raises(PictureError, match=r"broken\.png.*does not decode"):
-        open_picture(path)
+    with pytest.raises(BadFile, match=r"broken\.png.*does not decode"):
+        open_picture(path, path.name)

@@ -137,8 +137,8 @@ def test_parquet_without_its_columns_is_named(tmp_path):
     [
         ("x.zip", b"", "is no data set"),
         ("x.json", b"{", "is no JSON"),
-        ("y.json", b"{}", "no list of prompts"),
-        ("x.tsv", b"a\tb\n", "no column Prompt"),
+        ("y.json", b"{}", "must be a list of prompts"),
+        ("x.tsv", b"a\tb\n", "no column text, prompt, caption"),
     ],
 )
 def test_files_that_are_no_data_set(tmp_path, name, content, message):

@@ -1,0 +1,134 @@
+"""Tables: .jsonl, .csv, .tsv and .json as numbered rows, read as a stream; a bad row is a Problem and ends nothing."""
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from .files import BadFile, open_regular
+from .limits import LIMITS
+from .texts import decode_text, read_text
+
+PROMPT_COLUMNS = ("text", "prompt", "caption")  # in any case; the first that is there
+DELIMITERS = ",;\t"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row by its place in the file, the first being 1."""
+
+    number: int
+    values: dict
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that cannot be used, and why."""
+
+    number: int
+    reason: str
+
+
+def read_rows(path: Path, needs: Sequence[str] = ()) -> Iterator[Row | Problem]:
+    """The rows of a .jsonl, .csv or .tsv file.
+
+    needs: one of these columns must stand in the heading. Raises: BadFile for a file as a whole.
+    """
+    reader = {".jsonl": json_rows, ".csv": csv_rows, ".tsv": tsv_rows}.get(path.suffix.lower())
+    if reader is None:
+        raise BadFile(f'"{path.name}" is no table: give a .jsonl, .csv or .tsv file')
+    with open_regular(path, LIMITS.table_bytes) as file:
+        yield from reader(lines_in(file, path.name), path.name, needs)
+
+
+def lines_in(file: BinaryIO, name: str) -> Iterator[str]:
+    """The file's lines with their line feeds, each decoded by itself: programs append in encodings of their own."""
+    if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        file.seek(0)
+        yield from io.TextIOWrapper(file, encoding="utf-16", newline="\n")
+        return
+    file.seek(0)
+    while line := file.readline(LIMITS.json_bytes + 1):
+        if len(line) > LIMITS.json_bytes:
+            raise BadFile(f'"{name}" has a line of more than {LIMITS.json_bytes / 2**20:.0f} MB: it is no such table')
+        yield decode_text(line, name)
+
+
+def json_rows(lines: Iterator[str], name: str, needs: Sequence[str]) -> Iterator[Row | Problem]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            values = None
+        yield Row(number, values) if isinstance(values, dict) else Problem(number, "no JSON object")
+
+
+def csv_rows(lines: Iterator[str], name: str, needs: Sequence[str]) -> Iterator[Row | Problem]:
+    """The delimiter is the one of , ; and tab that stands most often in the heading."""
+    heading = next(lines, "")
+    delimiter = max(DELIMITERS, key=heading.count)
+    yield from delimited(heading, lines, name, needs, delimiter=delimiter)
+
+
+def tsv_rows(lines: Iterator[str], name: str, needs: Sequence[str]) -> Iterator[Row | Problem]:
+    """PartiPrompts' way: quotes are letters."""
+    yield from delimited(next(lines, ""), lines, name, needs, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def delimited(
+    heading: str, lines: Iterator[str], name: str, needs: Sequence[str], **dialect
+) -> Iterator[Row | Problem]:
+    csv.field_size_limit(LIMITS.field_characters)
+    columns = [column.strip() for column in next(csv.reader([heading], **dialect), [])]
+    if not any(columns):
+        raise BadFile(f'"{name}" has no heading: its first line must name the columns')
+    if needs and not {column.lower() for column in columns} & set(needs):
+        raise BadFile(f'"{name}" has no column {", ".join(needs)} (its columns: {", ".join(columns)}).')
+    rows, number = csv.reader(lines, **dialect), 0
+    while True:
+        number += 1
+        try:
+            cells = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Problem(number, f"no row ({error})")
+            continue
+        if cells:
+            yield row_of(number, columns, cells, dialect["delimiter"])
+
+
+def row_of(number: int, columns: Sequence[str], cells: list[str], delimiter: str) -> Row | Problem:
+    """A caption that holds the delimiter without quotes has cut itself into more cells: in the last column it is put together."""
+    if len(cells) > len(columns):
+        if columns[-1].lower() not in PROMPT_COLUMNS:
+            return Problem(number, f'more cells than columns: put quotes around a text that holds "{delimiter}"')
+        last = len(columns) - 1
+        cells = [*cells[:last], delimiter.join(cells[last:])]
+    return Row(number, dict(zip(columns, cells, strict=False)))
+
+
+def value_of(values: dict, names: Sequence[str]) -> str | list | None:
+    """The first of the named columns that holds something, whatever its case: a text without blanks around it, or a list."""
+    by_name = {str(column).lower(): value for column, value in values.items()}
+    for name in names:
+        value = by_name.get(name)
+        if isinstance(value, list) and value:
+            return value
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
+            return str(value).strip()
+    return None
+
+
+def read_json(path: Path):
+    """A JSON file's value. Raises: BadFile where it is none."""
+    try:
+        return json.loads(read_text(path, LIMITS.json_bytes))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadFile(f'"{path.name}" is no JSON ({error})') from error

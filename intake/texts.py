@@ -1,0 +1,47 @@
+"""Texts as people's programs write them: UTF-8, UTF-16 and the Windows code page, with or without a byte-order mark."""
+
+import codecs
+from pathlib import Path
+
+from .files import BadFile, read_bytes
+from .limits import LIMITS
+
+MARKS = (  # the longer first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decode_text(content: bytes, name: str) -> str:
+    """By its byte-order mark; else UTF-8, else cp1252. BadFile where it is none of them (binary data)."""
+    encoding = next((encoding for mark, encoding in MARKS if content.startswith(mark)), None)
+    for candidate in [encoding] if encoding else ["utf-8", "cp1252"]:
+        try:
+            text = content.decode(candidate)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text
+    raise BadFile(f'"{name}" is no text: save it as UTF-8')
+
+
+def read_text(path: Path, most: int | None = None) -> str:
+    """The file's text, at most `most` bytes (Limits.text_bytes). Raises: BadFile."""
+    return decode_text(read_bytes(path, LIMITS.text_bytes if most is None else most), path.name)
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines that are not empty. A line ends at a line feed alone: U+2028 and U+0085 are text."""
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def caption_beside(picture: Path) -> str:
+    """The text of name.txt or name.caption beside name.png; "" where there is none. Raises: BadFile."""
+    for ending in (".txt", ".caption"):
+        beside = picture.with_suffix(ending)
+        if beside.is_file():
+            return read_text(beside).strip()
+    return ""
