@@ -2,6 +2,7 @@
 
 import copy
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -33,10 +34,9 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in COMMANDS:
         print(f"usage: vico-spin {{{'|'.join(COMMANDS)}}} --help")
         return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
-    settings = parse(arguments[0], arguments[1:])
     run = {"train": run_train, "generate": run_generate, "convert": run_convert}[arguments[0]]
     try:
-        run(settings)
+        run(parse(arguments[0], arguments[1:]))
     except (ValueError, OSError, ArithmeticError) as error:
         print(f"vico-spin {arguments[0]}: {error}", file=sys.stderr)
         return 1
@@ -86,6 +86,7 @@ def make_opponent(pipeline, unet, text: PipelineText, settings: ModelSettings, d
 
 
 def run_train(settings: TrainSettings) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was learnt is kept, as after Ctrl-C
     engine = make_engine(settings)
     pipeline = load_pipeline(settings.model, engine.device)
     report = Report()

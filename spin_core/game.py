@@ -7,13 +7,15 @@ Everything that a round makes lies in the run's folder, so that a run that stopp
 """
 
 import json
+import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,6 +35,8 @@ from .generation import Order, Pictures, Sample
 from .players import Player
 from .steps import PairOptions, PairStep, SftStep
 from .store import TensorStore
+
+HIGH_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,11 @@ class RoundSettings:
     seed: int = 0
 
     def __post_init__(self):
-        if min(self.beta) <= 0:
-            raise ValueError(
-                f"beta is {min(self.beta)}: it must be above 0, or the game has no pull (the paper uses 2000 to 5000)"
+        check_numbers("beta", self.beta, "or the game has no pull (the paper uses 2000 to 5000)")
+        check_numbers("learning rate", self.lr, "written with a point, as 0.0001: commas stand between rounds")
+        if max(self.lr) > HIGH_RATE:
+            logging.warning(
+                "the learning rate %g is very high: most models come apart above %g", max(self.lr), HIGH_RATE
             )
         if min(self.steps) < 1 or self.batch_size < 1:
             raise ValueError("steps and batch size must be at least 1")
@@ -69,6 +75,13 @@ class RoundSettings:
     def loop(self, round_number: int) -> LoopSettings:
         steps = of_round(self.steps, round_number)
         return LoopSettings(steps, self.warmup_steps, self.decay, self.max_grad_norm, self.checkpoint_every)
+
+
+def check_numbers(name: str, values: Sequence[float], why: str) -> None:
+    """Raises: ValueError where one of them is not a finite number above 0."""
+    for value in values:
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} is {value:g}: it must be above 0, {why}")
 
 
 def of_round(values: Sequence, round_number: int):
@@ -295,8 +308,12 @@ def finished(player: Player, run: Run, number: int, opponent_hash: str) -> Train
     path = run.round_folder(number) / "result.safetensors"
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+    except SafetensorError as error:
+        logging.warning('"%s" is damaged (%s): round %d is played again from its checkpoints', path, error, number)
+        return None
     CheckpointFolder(path.parent, identity=identity(player, run, number, opponent_hash)).check(
         json.loads(metadata["identity"]), path
     )

@@ -17,6 +17,7 @@ from .store import TensorStore, store_key
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 SHARDED_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
+OTHER_SCHEDULES = ("EDM", "LCM", "TCD", "FlowMatch", "Consistency")
 LORA_LAYERS = r"\.(to_q|to_k|to_v|to_out\.0)$"
 
 
@@ -32,14 +33,33 @@ def load_pipeline(name: str, device: torch.device):
         raise ValueError(
             f'"{name}" is no pipeline with a U-Net (SD1.x, SD2.x, SDXL): flow models are trained in ComfyUI'
         )
-    if pipeline.scheduler.config.prediction_type not in PREDICTIONS:
-        raise ValueError(f'"{name}" predicts {pipeline.scheduler.config.prediction_type}, which is not trained here')
+    check_scheduler(pipeline.scheduler, name)
+    check_channels(pipeline, name)
     pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval().to(device)
     return pipeline
+
+
+def check_scheduler(scheduler, name: str) -> None:
+    """ValueError for a noise schedule or a prediction that is not known: it would be trained on another one's numbers."""
+    kind, config = type(scheduler).__name__, scheduler.config
+    if any(word in kind for word in OTHER_SCHEDULES) or "beta_schedule" not in config:
+        raise ValueError(f'"{name}" samples with {kind}, whose noise schedule is not trained here (DDPM\'s is)')
+    if config.get("prediction_type", "epsilon") not in PREDICTIONS:
+        raise ValueError(f'"{name}" predicts {config["prediction_type"]}, which is not trained here')
+
+
+def check_channels(pipeline, name: str) -> None:
+    """ValueError for a U-Net that reads more than the latent: inpainting, pix2pix."""
+    reads, latent = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if reads != latent:
+        raise ValueError(
+            f'the U-Net of "{name}" reads {reads} channels and a latent has {latent}: inpainting and pix2pix models are not '
+            "trained here"
+        )
 
 
 class UNetDenoiser:

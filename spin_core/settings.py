@@ -137,10 +137,16 @@ COMMANDS = {"train": TrainSettings, "generate": GenerateSettings, "convert": Con
 
 
 def parse(command: str, arguments: list[str]) -> FileSettings:
-    """The settings of a command from its flags and file. Exits with the usage where a flag is unknown."""
+    """The settings of a command from its flags and file. Exits with the usage where a flag is unknown.
+
+    Raises: FileNotFoundError where --config names no file.
+    """
+    config = config_of(arguments)
+    if config is not None and not Path(config).is_file():
+        raise FileNotFoundError(f'there is no settings file "{config}" (--config)')
 
     class Parsed(COMMANDS[command]):
-        settings_file: ClassVar[str | None] = config_of(arguments)
+        settings_file: ClassVar[str | None] = config
 
     Parsed.__doc__ = COMMANDS[command].__doc__
     return CliApp.run(Parsed, cli_args=arguments, cli_exit_on_error=True)

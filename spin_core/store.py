@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..train_core import save_tensors
+from ..train_core import is_whole, save_tensors
 
 
 def store_key(**made_from) -> str:
@@ -27,7 +27,7 @@ class TensorStore:
         return Path(self.folder) / key[:2] / f"{key}.safetensors"
 
     def __contains__(self, key: str) -> bool:
-        return self.file(key).exists()
+        return is_whole(self.file(key))
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         try:

@@ -1,6 +1,6 @@
 """What both trainers stand on: noise schedule, Denoiser, training loop, checkpoints, LoRA. Plain PyTorch, no host."""
 
-from .checkpoint import CheckpointFolder, read_state, save_tensors, write_atomically
+from .checkpoint import CheckpointFolder, is_whole, read_state, save_tensors, write_atomically
 from .denoiser import Context, Denoiser, MixedPrecision, cat_contexts, map_context
 from .engine import Engine, LocalEngine
 from .loop import LoopSettings, Objective, StepReport, Training, TrainingDiverged, lr_factor, train
@@ -31,6 +31,7 @@ __all__ = [
     "find_layers",
     "flow_sigmas",
     "gradient_checkpointing",
+    "is_whole",
     "keyed_generator",
     "load_weights",
     "lora_delta",

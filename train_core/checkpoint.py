@@ -5,6 +5,7 @@ tensors as tensors, everything else as JSON in the file's metadata. There is no 
 """
 
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass, field
@@ -85,11 +86,15 @@ class CheckpointFolder:
     identity: dict = field(default_factory=dict)
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, ascending."""
+        """Steps of the checkpoints that are there, ascending. One that was cut off counts as absent."""
+        return [step for step in self.found() if is_whole(self.file(step))]
+
+    def found(self) -> list[int]:
+        """Steps of the checkpoints' files, whole or not, ascending."""
         if not Path(self.path).is_dir():
             return []
-        found = (NAME_PATTERN.fullmatch(name) for name in os.listdir(self.path))
-        return sorted(int(match[1]) for match in found if match)
+        names = (NAME_PATTERN.fullmatch(name) for name in os.listdir(self.path))
+        return sorted(int(match[1]) for match in names if match)
 
     def file(self, step: int) -> Path:
         return Path(self.path) / NAME.format(step=step)
@@ -105,12 +110,14 @@ class CheckpointFolder:
         return self.file(step)
 
     def load(self, step: int | None = None) -> dict | None:
-        """The state of `step` (None: the newest); None where the folder holds none.
+        """The state of `step` (None: the newest that is whole, said where it is not the newest); None where there is none.
 
-        Raises: ValueError where the checkpoint is damaged or belongs to another run.
+        Raises: ValueError where the one that was asked for is damaged, or belongs to another run.
         """
         steps = self.steps()
-        if not steps:
+        for lost in sorted(set(self.found()) - set(steps)):
+            logging.warning('"%s" is damaged: the run goes on from the one before it', self.file(lost))
+        if not steps and step is None:
             return None
         path = self.file(steps[-1] if step is None else step)
         state = read_state(path)
@@ -136,6 +143,15 @@ class CheckpointFolder:
             leftover.unlink()
 
 
+def is_whole(path: Path) -> bool:
+    """Whether the file's heading can be read and its length is what that says."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (FileNotFoundError, SafetensorError):
+        return False
+
+
 def read_state(path: Path) -> dict:
     """The state inside a checkpoint file. Raises: ValueError with a sentence where it is none."""
     try:
@@ -143,9 +159,7 @@ def read_state(path: Path) -> dict:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
     except SafetensorError as error:
-        raise ValueError(
-            f'"{path}" is damaged ({error}): delete it to continue from the checkpoint before it'
-        ) from error
+        raise ValueError(f'"{path}" is damaged ({error})') from error
     if metadata.get("format") != "train_core 1":
         raise ValueError(
             f'"{path}" is no training checkpoint of this pack (its metadata says {metadata.get("format")})'

@@ -8,7 +8,7 @@ from .attention_maps import (
     read_columns,
     text_attention,
 )
-from .concept import ViCoConcept
+from .concept import ViCoConcept, concept_files
 from .image_attention import ImageAttention
 from .placeholder import check_prompt, embed_placeholder, find_columns, first_end_of_text, isolate
 from .places import Place, find_places
@@ -23,6 +23,7 @@ __all__ = [
     "attention_regularization",
     "check_prompt",
     "column_attention",
+    "concept_files",
     "embed_placeholder",
     "feature_bytes",
     "find_columns",

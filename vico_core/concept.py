@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..train_core import write_atomically
+
 FORMAT = "vico_concept"
 VERSION = "1"
 ORIGINAL_KEY = re.compile(r"diffusion_model\.(?P<place>.+)\.image_cross_attention\.(?P<rest>.+)")
@@ -130,7 +132,7 @@ class ViCoConcept:
             "thumbnail": base64.b64encode(self.thumbnail).decode(),
         }
         tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
-        _replace(Path(path), lambda partial: save_file(tensors, partial, metadata))
+        write_atomically(Path(path), lambda partial: save_file(tensors, partial, metadata))
 
     def save_original(self, cross_attention_path: str | os.PathLike, embeddings_path: str | os.PathLike) -> None:
         """Writes the authors' pair. ValueError for a concept of another encoder than SD1.x's, which their code cannot load."""
@@ -146,18 +148,14 @@ class ViCoConcept:
         vectors = torch.nn.ParameterDict({self.placeholder: torch.nn.Parameter(self.embeddings["l"].detach().cpu())})
         # The token's id is the tokenizer's to say; the authors' loader reads the vectors alone.
         word = {"string_to_token": {}, "string_to_param": vectors}
-        _replace(Path(cross_attention_path), lambda partial: torch.save(weights, partial))
-        _replace(Path(embeddings_path), lambda partial: torch.save(word, partial))
+        write_atomically(Path(cross_attention_path), lambda partial: torch.save(weights, partial))
+        write_atomically(Path(embeddings_path), lambda partial: torch.save(word, partial))
 
 
-def _replace(path: Path, write) -> None:
-    """Writes under a temporary name and renames, so that no broken file can carry the real one."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def concept_files(path: Path) -> list[Path]:
+    """The files that ViCoConcept.load reads for this one: itself, and the word of an original pair where it is there."""
+    beside = path.with_name(path.name.replace("cross_attention", "embeddings_gs"))
+    return [path] if beside == path or not beside.is_file() else [path, beside]
 
 
 def _embeddings_beside(path: Path) -> Path:

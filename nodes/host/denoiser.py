@@ -38,6 +38,16 @@ def schedule_of(model_sampling) -> NoiseSchedule:
     return NoiseSchedule.from_alphas_cumprod(1 / (sigmas.square() + 1))
 
 
+def check_channels(model) -> None:
+    """ValueError for a U-Net that reads more than the latent: inpainting, pix2pix."""
+    config, latent = model.model_config.unet_config, model.latent_format.latent_channels
+    if "model_channels" in config and config["in_channels"] != latent:
+        raise ValueError(
+            f"this U-Net reads {config['in_channels']} channels and a latent has {latent}: inpainting and pix2pix models are not "
+            "trained here. Connect the model that they were made from"
+        )
+
+
 class ModelDenoiser:
     """A loaded MODEL as a train_core Denoiser: the host's own forward, short of its turn from prediction to picture.
 
@@ -46,6 +56,7 @@ class ModelDenoiser:
 
     def __init__(self, patcher: comfy.model_patcher.ModelPatcher):
         self.model = patcher.model
+        check_channels(self.model)
         self.sampling = patcher.get_model_object("model_sampling")
         self.prediction = prediction_of(self.sampling)
         self.schedule = schedule_of(self.sampling)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import folder_paths
 
@@ -27,3 +28,25 @@ def run_name(name: str, made_from: dict) -> str:
     """
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     return f"{as_folder_name(name, 'run')}-{digest[:10]}"
+
+
+def free_path(home: Path, prefix: str, otherwise: str) -> Path:
+    """<home>/<prefix>_00001_ with the first number that no file or folder has, its folder made.
+
+    The prefix may name subfolders and the host's %year% and the like; without a name in it, `otherwise` is the name.
+    Raises: the host's exception where it leads out of `home`.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    folder, name, _, _, _ = folder_paths.get_save_image_path(prefix, str(home))
+    name = name.strip(". ") or otherwise
+    taken = {entry.split(".")[0] for entry in os.listdir(folder)}
+    number = next(n for n in range(1, len(taken) + 2) if f"{name}_{n:05}_" not in taken)
+    return Path(folder) / f"{name}_{number:05}_"
+
+
+def marks(*paths: Path) -> list[tuple[str, int, int]]:
+    """(name, time, size) of the files, and of all files below folders: what is read again when one of them has changed."""
+    files = [
+        file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*"))) if file.is_file()
+    ]
+    return [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]

@@ -5,6 +5,7 @@ import json
 from comfy_api.latest import io
 
 from ...scores.load import KINDS, load_scorer
+from ..host.folders import marks
 from ..host.sockets import ScorerSocket
 from .folder import AUTOMATIC, CLIP_VOCABULARY, HostedScorer, chosen_path, scorer_files
 from .sprite_world_scorers import SPRITE_WORLD, sprite_world_scorer
@@ -36,6 +37,10 @@ class ScoreLoadScorer(io.ComfyNode):
                 io.String.Output("about", tooltip="What is loaded: file, sha256, preprocessing, formula, as JSON."),
             ],
         )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, scorer, file):
+        return [] if scorer in SPRITE_WORLD else marks(chosen_path(TITLES[scorer], file))
 
     @classmethod
     def execute(cls, scorer, file) -> io.NodeOutput:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import comfy.lora
@@ -19,6 +20,7 @@ from ...train_core import save_tensors
 from ..host.folders import register_folder
 
 FOLDER = "spin"
+SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})(?=\.\w+$)")
 ENDINGS = {".safetensors", ".sft", ".pt", ".bin", ".ckpt"}
 
 
@@ -42,6 +44,8 @@ def checkpoint_names() -> list[str]:
             parts = Path(name).parts
             if kind == FOLDER and (parts[0] in ("cache", "pictures") or parts[-1].startswith("step-")):
                 continue
+            if (shard := SHARD.search(name)) and int(shard["number"]) > 1:
+                continue
             names.append(f"{kind}: {name}")
     return [*names, EXAMPLE]
 
@@ -63,16 +67,60 @@ def load_onto(path: str, model, strength: float):
     Raises: ValueError where the file does not belong to the model.
     """
     name = os.path.basename(path)
-    state = comfy.utils.load_torch_file(path, safe_load=True)
+    state = load_state(Path(path))
     if is_lora(state):
         if model is None:
             raise ValueError(f'"{name}" is a LoRA: connect the model that it was trained on')
         return with_lora(model, state, strength, name)
-    network = comfy.sd.load_diffusion_model_state_dict(state)
+    network = network_of(state, name)
+    network.cached_patcher_init = (load_network, (path,))
+    return network if model is None else mixed(model, network, strength, name)
+
+
+def network_of(state: dict[str, Tensor], name: str, disable_dynamic: bool = False):
+    network = comfy.sd.load_diffusion_model_state_dict(state, disable_dynamic=disable_dynamic)
     if network is None:
         raise ValueError(f'"{name}" is neither a LoRA nor a diffusion model that ComfyUI knows')
-    network.cached_patcher_init = (comfy.sd.load_diffusion_model, (path, {}))
-    return network if model is None else mixed(model, network, strength, name)
+    return network
+
+
+def load_network(path: str, disable_dynamic: bool = False):
+    """The host's recipe for a deep copy."""
+    return network_of(load_state(Path(path)), os.path.basename(path), disable_dynamic)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file, or all shards of the model that it is one of. Raises: ValueError where one is missing."""
+    shard = SHARD.search(path.name)
+    if shard is None:
+        return [path]
+    count = int(shard["count"])
+    names = [f"{path.name[: shard.start()]}-{n:05}-of-{count:05}{path.suffix}" for n in range(1, count + 1)]
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise ValueError(
+            f'"{path.name}" is one of {count} files of a model; {", ".join(missing)} are missing beside it'
+        )
+    return [path.parent / name for name in names]
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """All tensors of the checkpoint, its shards together. Raises: ValueError where weights are not finite."""
+    state = {}
+    for file in files_of(path):
+        state |= comfy.utils.load_torch_file(str(file), safe_load=True)
+    broken = [key for key, t in state.items() if torch.is_tensor(t) and t.is_floating_point() and not is_finite(t)]
+    if broken:
+        raise ValueError(
+            f'"{path.name}" has weights that are NaN or infinite ({len(broken)}, for instance {broken[0]}): the training that '
+            "made it came apart, or the file is damaged. Take an earlier one, or download it again"
+        )
+    return state
+
+
+def is_finite(tensor: Tensor) -> bool:
+    wide = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite
+    return bool(torch.isfinite(wide).all())
 
 
 def with_lora(model, state: dict[str, Tensor], strength: float, name: str):

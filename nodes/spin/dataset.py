@@ -8,6 +8,7 @@ from PIL import Image
 
 from ...scores.sheet import Cell, sheet
 from ...spin_core.data import Dataset, Listed, Picture, Report, Sample, png_of
+from ..host.folders import marks
 from ..host.pictures import to_image, to_pictures
 from ..host.progress import say
 from ..host.sockets import DatasetSocket
@@ -62,9 +63,7 @@ class SPINDataset(io.ComfyNode):
         """Reads again when a file of the folder has changed."""
         if source == FROM_GRAPH:
             return source
-        path = Path(folder_paths.get_input_directory()) / source
-        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-        return [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+        return marks(Path(folder_paths.get_input_directory()) / source)
 
     @classmethod
     def execute(cls, source, images=None, captions="", rejected=None) -> io.NodeOutput:

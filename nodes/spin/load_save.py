@@ -1,14 +1,23 @@
 """Load SPIN Checkpoint, Save SPIN."""
 
 import json
-import os
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 
+from ..host.folders import free_path, marks
 from ..host.sockets import LoraSocket
-from .checkpoints import FOLDER, checkpoint_names, file_metadata, load_onto, path_of, save_lora, save_native
+from .checkpoints import (
+    FOLDER,
+    checkpoint_names,
+    file_metadata,
+    files_of,
+    load_onto,
+    path_of,
+    save_lora,
+    save_native,
+)
 from .diffusers_folder import save_diffusers
 
 FORMATS = ["ComfyUI LoRA", "native U-Net", "diffusers folder"]
@@ -42,7 +51,7 @@ class LoadSPINCheckpoint(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, strength, model=None):
-        return os.path.getmtime(path_of(checkpoint))
+        return marks(*files_of(Path(path_of(checkpoint))))
 
     @classmethod
     def execute(cls, checkpoint, strength, model=None) -> io.NodeOutput:
@@ -76,10 +85,7 @@ class SaveSPIN(io.ComfyNode):
 
     @classmethod
     def execute(cls, filename_prefix, format, model=None, lora=None, metrics=None) -> io.NodeOutput:
-        home = os.path.join(folder_paths.get_output_directory(), FOLDER)
-        os.makedirs(home, exist_ok=True)
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, home)
-        path = Path(folder) / f"{name}_{counter:05}_"
+        path = free_path(Path(folder_paths.get_output_directory()) / FOLDER, filename_prefix, "spin")
         metadata = {"format": "pt", **(file_metadata(json.loads(metrics)) if metrics else {})}
         if format == FORMATS[0]:
             path = path.with_name(path.name + ".safetensors")

@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ...scores.sheet import Cell, sheet
 from ...vico_core import ViCoConcept, check_prompt
+from ..host.folders import marks
 from ..host.pictures import to_image, to_pictures
 from ..host.sampling import Sampling
 from ..host.sockets import ReferenceSocket
@@ -45,6 +46,11 @@ class ViCoCheckpointGrid(io.ComfyNode):
                     "<run>/step-….")
             ],
         )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, run=None, **others):
+        """Draws again when a run that was typed in has grown."""
+        return marks(*checkpoint_files(run)) if isinstance(run, str) else []
 
     @classmethod
     def execute(cls, model, clip, vae, reference, run, prompts, seed, seeds, steps, cfg) -> io.NodeOutput:

@@ -1,11 +1,11 @@
 """Load ViCo Concept, Save ViCo Concept."""
 
-import os
+from pathlib import Path
 
-import folder_paths
 from comfy_api.latest import io
 
-from ...vico_core import ViCoConcept
+from ...vico_core import ViCoConcept, concept_files
+from ..host.folders import free_path, marks
 from ..host.sockets import ConceptSocket
 from .folder import concept_names, concept_path, home
 
@@ -35,7 +35,7 @@ class LoadViCoConcept(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, concept):
-        return os.path.getmtime(concept_path(concept))
+        return marks(*concept_files(Path(concept_path(concept))))
 
     @classmethod
     def execute(cls, concept) -> io.NodeOutput:
@@ -65,15 +65,12 @@ class SaveViCoConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, concept, filename_prefix, format) -> io.NodeOutput:
-        os.makedirs(home(), exist_ok=True)
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(home()))
-        os.makedirs(folder, exist_ok=True)
+        free = free_path(home(), filename_prefix, "concept")
         if format == "safetensors":
-            path = os.path.join(folder, f"{name}_{counter:05}_.safetensors")
+            path = free.with_name(free.name + ".safetensors")
             concept.save(path)
         else:
-            pair = os.path.join(folder, f"{name}_{counter:05}_")
-            os.makedirs(pair)
-            path = os.path.join(pair, f"cross_attention-{concept.step}.pt")
-            concept.save_original(path, os.path.join(pair, f"embeddings_gs-{concept.step}.pt"))
-        return io.NodeOutput(path)
+            free.mkdir()
+            path = free / f"cross_attention-{concept.step}.pt"
+            concept.save_original(path, free / f"embeddings_gs-{concept.step}.pt")
+        return io.NodeOutput(str(path))

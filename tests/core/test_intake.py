@@ -70,7 +70,7 @@ def test_transparency_lies_on_white(mode):
 
 def test_only_the_named_formats_are_opened():
     """A PostScript file called .png started Ghostscript."""
-    with pytest.raises(BadFile, match='picture "a.png" does not decode .it is none of PNG'):
+    with pytest.raises(BadFile, match=r'picture "a\.png" does not decode .it is none of PNG'):
         open_picture(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "a.png")
 
 
@@ -102,7 +102,7 @@ def test_texts_of_every_common_encoding_are_read(encoding):
 
 
 def test_binary_data_is_no_text():
-    with pytest.raises(BadFile, match='"x.txt" is no text'):
+    with pytest.raises(BadFile, match=r'"x\.txt" is no text'):
         decode_text(saved(Image.new("RGB", (2, 2))), "x.txt")
 
 

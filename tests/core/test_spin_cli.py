@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vico_spin.spin_core.cli import main
+from vico_spin.spin_core.pipelines import check_scheduler
 from vico_spin.spin_core.settings import TrainSettings, parse
 
 WIDTH = 32
@@ -209,6 +210,22 @@ def test_two_sharded_processes_go_on_where_one_stopped_and_come_to_the_same(trai
     assert max((one[name] - base[name]).abs().max() for name in one) > 1e-4
     for name, tensor in two.items():
         torch.testing.assert_close(tensor, one[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, config", [("EDMEulerScheduler", {}), ("LCMScheduler", {"beta_schedule": "scaled_linear"})]
+)
+def test_noise_schedules_that_are_not_known_are_refused(name, config):
+    """They trained on DDIM's default betas, in silence."""
+    scheduler = type(name, (), {"config": config | {"prediction_type": "epsilon"}})()
+    with pytest.raises(ValueError, match=f"samples with {name}"):
+        check_scheduler(scheduler, "m")
+
+
+def test_a_settings_file_that_is_not_there_is_said(capsys):
+    """It was left out in silence, and the run took the defaults."""
+    assert main(["train", "--config", "gone.toml", "--model", "m", "--output", "o", "--data", "d"]) == 1
+    assert 'no settings file "gone.toml"' in capsys.readouterr().err
 
 
 def launch(arguments):

@@ -360,10 +360,23 @@ def test_dpo_without_pairs_is_refused(tmp_path):
         train_baseline(lora_player(unet()), Run(corpus(), settings(), LocalEngine(), tmp_path), "dpo")
 
 
-@pytest.mark.parametrize("beta", [0.0, -1.0])
-def test_beta_at_or_below_0_is_refused(beta):
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["beta", "lr"])
+def test_numbers_that_are_none_are_refused(name, value):
+    """0 is what a decimal comma gives: "0,0001" reads as 0 for round 1 and 1 for round 2."""
     with pytest.raises(ValueError, match="must be above 0"):
-        RoundSettings(beta=(2000.0, beta))
+        RoundSettings(**{name: (2000.0, value)})
+
+
+def test_a_damaged_picture_counts_as_absent_and_a_cut_result_is_played_again(tmp_path, caplog):
+    """Each blocked the run for ever; now it comes to the same bits as before."""
+    first, second = lora_player(unet()), lora_player(unet())
+    run_game(tmp_path, first)
+    for file in (next((tmp_path / "pictures").rglob("*.safetensors")), tmp_path / "round-1" / "result.safetensors"):
+        file.write_bytes(file.read_bytes()[:-8])
+    run_game(tmp_path, second)
+    assert "result.safetensors" in caplog.text and "round 1 is played again" in caplog.text
+    assert second.opponent_hash() == first.opponent_hash()
 
 
 def test_values_per_round_stay_at_the_last_one(tmp_path):

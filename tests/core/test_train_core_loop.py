@@ -244,12 +244,24 @@ def test_other_weights_are_refused(tmp_path):
         run(other, steps=2, checkpoints=CheckpointFolder(tmp_path))
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    folder = CheckpointFolder(tmp_path)
-    run(make(), steps=1, checkpoints=folder)
-    folder.file(1).write_bytes(folder.file(1).read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"step-00000001.safetensors.*is damaged"):
-        folder.load()
+def test_a_damaged_newest_state_is_named_and_the_one_before_it_continued(tmp_path, caplog):
+    """It blocked a run for ever; what comes out is the uninterrupted run's, bit for bit."""
+    whole, parted = make(), make()
+    torch.manual_seed(5)
+    run(whole, steps=4)
+    torch.manual_seed(5)
+    folder = CheckpointFolder(tmp_path / "parted")
+    run(parted, steps=4, settings={"checkpoint_every": 1}, checkpoints=folder)
+    for step in (3, 4):
+        folder.file(step).write_bytes(folder.file(step).read_bytes()[:-40])
+    assert folder.steps() == [1, 2]
+    again = make()
+    run(again, steps=4, settings={"checkpoint_every": 1}, checkpoints=folder)
+    assert "step-00000003.safetensors" in caplog.text and "is damaged" in caplog.text
+    assert weights_hash(again.state_dict()) == weights_hash(whole.state_dict())
+    folder.file(4).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"step-00000004.safetensors.*is damaged"):
+        folder.load(4)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

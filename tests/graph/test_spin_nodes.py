@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vico_spin.nodes.host.training_options import TrainingOptionsNode
+from vico_spin.nodes.spin.checkpoints import checkpoint_names, load_state
 from vico_spin.scripts import models
 from vico_spin.spin_core.data import Dataset
 from vico_spin.train_core import weights_hash
@@ -349,6 +350,39 @@ def test_a_file_that_is_no_model_is_named(call, spin_folder):
     save_file({"x": torch.zeros(1)}, spin_folder / "odd.safetensors")
     with pytest.raises(ValueError, match=r'"odd.safetensors" is neither'):
         load(call, spin_folder, spin_folder / "odd.safetensors")
+
+
+def test_a_sharded_model_is_loaded_whole_or_not_at_all(call, spin_folder):
+    """One shard alone left half of the weights random."""
+    model = tiny()
+    path = Path(call("SPINSave", filename_prefix="mine", format="native U-Net", model=model)[0])
+    whole = load_file(path)
+    names = sorted(whole)
+    shards = [path.with_name(f"unet-{n:05}-of-00002.safetensors") for n in (1, 2)]
+    for shard, part in zip(shards, (names[::2], names[1::2]), strict=True):
+        save_file({name: whole[name] for name in part}, shard)
+    together = load_state(shards[0])
+    assert together.keys() == whole.keys() and all(torch.equal(together[name], whole[name]) for name in whole)
+    offered = [name for name in checkpoint_names() if "unet-" in name]
+    assert offered == [f"spin: {shards[0].name}"]
+    shards[1].unlink()
+    with pytest.raises(ValueError, match=r"one of 2 files of a model; unet-00002-of-00002.safetensors are missing"):
+        load(call, spin_folder, shards[0])
+
+
+def test_weights_that_are_not_finite_are_named(call, play, spin_folder):
+    lora = play(tiny())[1]
+    name = next(name for name in lora if name.endswith("lora_up.weight"))
+    path = call(
+        "SPINSave", filename_prefix="nan", format="ComfyUI LoRA", lora=lora | {name: lora[name] * float("nan")}
+    )[0]
+    with pytest.raises(ValueError, match=r"NaN or infinite .1, for instance .*lora_up"):
+        load(call, spin_folder, path, model=tiny())
+
+
+def test_inpainting_models_are_refused_by_name(play):
+    with pytest.raises(ValueError, match="reads 9 channels and a latent has 4: inpainting"):
+        play(tiny(in_channels=9))
 
 
 def test_a_model_that_drawing_has_displaced_is_trained_on(play, move_as_a_gpu, monkeypatch):

@@ -1,6 +1,7 @@
 """Loading and saving concepts through the host: its folders, its validation, its graph."""
 
 import os
+from pathlib import Path
 
 import folder_paths
 import pytest
@@ -36,6 +37,23 @@ def test_save_and_load(host, call, models_vico):
     assert trigger == "sks" and list(loaded.modules) == ["output_blocks.4.1"]
     (second,) = call("ViCoSaveConcept", concept=make_concept(), filename_prefix="toys/duck", format="safetensors")
     assert second != path, "nothing is overwritten"
+
+
+@pytest.mark.parametrize("prefix", ["toys/", "", "sub/..", ".", "toys/duck"])
+def test_nothing_is_overwritten_whatever_the_prefix(call, models_vico, prefix):
+    """The host counts from 1 again where a prefix ends in a slash, is empty, or leads back."""
+    asked = {"concept": make_concept(), "filename_prefix": prefix}
+    paths = [call("ViCoSaveConcept", format=kind, **asked)[0] for kind in ("safetensors", "original pair") * 2]
+    assert len(set(paths)) == 4 and all(os.path.isfile(path) for path in paths)
+    assert not any(part.startswith(".") for path in paths for part in os.path.relpath(path, models_vico).split(os.sep))
+
+
+def test_a_replaced_half_of_a_pair_is_read_again(host, call, models_vico):
+    path = Path(call("ViCoSaveConcept", concept=make_concept(step=300), filename_prefix="d", format="original pair")[0])
+    node, name = host.node_classes["ViCoLoadConcept"], path.relative_to(models_vico).as_posix()
+    before, word = node.fingerprint_inputs(concept=name), path.with_name("embeddings_gs-300.pt")
+    word.write_bytes(word.read_bytes() + b"x")
+    assert node.fingerprint_inputs(concept=name) != before
 
 
 def test_the_pair_shows_as_one_file_and_loads(host, call, models_vico):
