@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import comfy.lora
@@ -18,6 +19,7 @@ from torch import Tensor
 from ...sprite_world import EXAMPLE, EXAMPLE_LORA
 from ...train_core import save_tensors
 from ..host.folders import register_folder
+from .lora_dialects import is_lora, read_dialect, without_partner
 
 FOLDER = "spin"
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})(?=\.\w+$)")
@@ -56,22 +58,17 @@ def path_of(name: str) -> str:
     return str(EXAMPLE_LORA) if name == EXAMPLE else folder_paths.get_full_path_or_raise(kind, file)
 
 
-def is_lora(state: dict[str, Tensor]) -> bool:
-    """Told by its keys: every LoRA dialect has a down or an A matrix."""
-    return any(".lora_down." in key or ".lora_A." in key or ".lora.down." in key for key in state)
-
-
-def load_onto(path: str, model, strength: float):
+def load_onto(path: str, model, strength: float, say: Callable[[str], None] = lambda text: None):
     """The checkpoint as a MODEL: a LoRA on `model`, or a U-Net (on its own, or mixed with `model` by strength).
 
-    Raises: ValueError where the file does not belong to the model.
+    say: is told how many layers were taken. Raises: ValueError where the file does not belong to the model.
     """
     name = os.path.basename(path)
     state = load_state(Path(path))
     if is_lora(state):
         if model is None:
             raise ValueError(f'"{name}" is a LoRA: connect the model that it was trained on')
-        return with_lora(model, state, strength, name)
+        return with_lora(model, state, strength, name, say)
     network = network_of(state, name)
     network.cached_patcher_init = (load_network, (path,))
     return network if model is None else mixed(model, network, strength, name)
@@ -123,15 +120,25 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(wide).all())
 
 
-def with_lora(model, state: dict[str, Tensor], strength: float, name: str):
-    """The LoRA on the model, by the host's own loader. Raises: ValueError where it is another base's."""
+def with_lora(model, state: dict[str, Tensor], strength: float, name: str, say: Callable[[str], None]):
+    """The LoRA on the model, by the host's own loader: all of its layers. Raises: ValueError with the reason otherwise."""
+    renamed, layers, strange = read_dialect(comfy.lora_convert.convert_lora(state), model)
+    if strange:
+        raise ValueError(
+            f'LoRA "{name}" was trained on another base: {len(strange)} of its {len(strange) + len(layers)} layers are not in '
+            f"this model (for instance {strange[0]})"
+        )
+    if halves := without_partner(renamed):
+        raise ValueError(f'LoRA "{name}" is not whole: {halves[0]} has no partner. Save or download it again')
     places = comfy.lora.model_lora_keys_unet(model.model, {})
-    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), places, log_missing=False)
+    patches = comfy.lora.load_lora(renamed, places, log_missing=False)
     weights = model.model.state_dict()
-    strange = [key for key, patch in patches.items() if isinstance(key, str) and not fits(patch, weights[key])]
-    if not patches or strange:
-        why = f"its {strange[0]} has another shape" if strange else "none of its layers is in the model"
-        raise ValueError(f'LoRA "{name}" was trained on another base: {why}')
+    wrong = [key for key, patch in patches.items() if isinstance(key, str) and not fits(patch, weights[key])]
+    if wrong:
+        raise ValueError(f'LoRA "{name}" was trained on another base: its {wrong[0]} has another shape')
+    if lost := [layer for layer in layers if places[layer] not in patches]:
+        raise ValueError(f'LoRA "{name}": {len(lost)} layers are of a kind that ComfyUI does not read ({lost[0]})')
+    say(f"LoRA: {len(patches)} of {len(layers)} layers")
     patched = model.clone()
     patched.add_patches(patches, strength)
     return patched

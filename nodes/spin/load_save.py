@@ -7,6 +7,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..host.folders import free_path, marks
+from ..host.progress import say
 from ..host.sockets import LoraSocket
 from .checkpoints import (
     FOLDER,
@@ -47,6 +48,7 @@ class LoadSPINCheckpoint(io.ComfyNode):
                 io.Model.Output("model",
                     tooltip="Use it with the base's own CLIP and VAE: self-play changes the U-Net alone.")
             ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -57,7 +59,7 @@ class LoadSPINCheckpoint(io.ComfyNode):
     def execute(cls, checkpoint, strength, model=None) -> io.NodeOutput:
         if strength == 0 and model is not None:
             return io.NodeOutput(model)
-        return io.NodeOutput(load_onto(path_of(checkpoint), model, strength))
+        return io.NodeOutput(load_onto(path_of(checkpoint), model, strength, lambda text: say(cls, text)))
 
 
 class SaveSPIN(io.ComfyNode):

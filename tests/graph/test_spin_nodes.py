@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import comfy.model_management
@@ -324,6 +325,42 @@ def test_lora_saved_and_loaded_draws_the_same(call, play, spin_folder):
     with safe_open(path, "pt") as file:
         written = file.metadata()
     assert written["spin.parent"] == json.loads(metrics)["parent"] and written["spin.round"] == "1"
+
+
+DIALECTS = {  # (what a layer is called, what its matrices are)
+    "kohya": ("lora_unet_{flat}", ("lora_down.weight", "lora_up.weight")),
+    "diffusers, before peft": ("unet.{name}", ("lora.down.weight", "lora.up.weight")),
+    "diffusers' processors": ("unet.{processor}", ("down.weight", "up.weight")),
+    "peft": ("base_model.model.{name}", ("lora_A.weight", "lora_B.weight")),
+    "peft, with an adapter's name": ("base_model.model.{name}", ("lora_A.default.weight", "lora_B.default.weight")),
+    "diffusers, by peft": ("unet.{name}", ("lora_A.weight", "lora_B.weight")),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_loras_of_every_dialect_are_taken_whole(call, play, spin_folder, dialect):
+    """unet.…to_k.lora.down.weight and base_model.model.… were "another base's"; each draws what our own file draws."""
+    model = tiny()
+    lora = play(model)[1]
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    theirs = {ours.removesuffix(".weight"): theirs.removesuffix(".weight") for theirs, ours in names.items()}
+    called, parts = DIALECTS[dialect]
+    state = {}
+    for layer in sorted({key.removeprefix("diffusion_model.").split(".lora_")[0] for key in lora if ".lora_" in key}):
+        name = theirs[layer]
+        processor = re.sub(r"\.to_(q|k|v|out)(\.0)?$", r".processor.to_\1_lora", name)
+        stem = called.format(name=name, flat=name.replace(".", "_"), processor=processor)
+        for part, ours in zip(parts, ("lora_down.weight", "lora_up.weight"), strict=True):
+            state[f"{stem}.{part}"] = lora[f"diffusion_model.{layer}.{ours}"].contiguous()
+    state["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"] = torch.zeros(1)
+    spin_folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, spin_folder / "theirs.safetensors")
+    loaded = load(call, spin_folder, spin_folder / "theirs.safetensors", model=model)
+    assert len(loaded.patches) == len(lora) // 3
+    torch.testing.assert_close(answer(loaded), answer(comfy_load(model, lora)))
+    save_file(dict(list(state.items())[1:]), spin_folder / "cut.safetensors")
+    with pytest.raises(ValueError, match=r"not whole: .* has no partner"):
+        load(call, spin_folder, spin_folder / "cut.safetensors", model=model)
 
 
 def test_lora_needs_its_own_base(call, play, spin_folder):
