@@ -4,14 +4,17 @@ A reader takes regular files only, tells what a file is by its content, holds it
 raises `BadFile` with a sentence that names the file and says what to do. Imports no other room and no host.
 """
 
-from .files import BadFile, inside, pictures_below, read_bytes
+from .captions import CAPTION_ENDINGS, captions_beside, captions_of
+from .files import BadFile, check_file, files_below, inside, pictures_below, read_bytes
 from .limits import LIMITS, Limits
+from .parquet import open_parquet, parquet_rows
 from .pictures import PICTURE_ENDINGS, open_picture
 from .prompts import read_prompts
 from .tables import PROMPT_COLUMNS, Problem, Row, read_json, read_rows, value_of
-from .texts import caption_beside, decode_text, lines_of, read_text
+from .texts import decode_text, lines_of, read_text
 
 __all__ = [
+    "CAPTION_ENDINGS",
     "LIMITS",
     "PICTURE_ENDINGS",
     "PROMPT_COLUMNS",
@@ -19,11 +22,16 @@ __all__ = [
     "Limits",
     "Problem",
     "Row",
-    "caption_beside",
+    "captions_beside",
+    "captions_of",
+    "check_file",
     "decode_text",
+    "files_below",
     "inside",
     "lines_of",
+    "open_parquet",
     "open_picture",
+    "parquet_rows",
     "pictures_below",
     "read_bytes",
     "read_json",

@@ -15,6 +15,7 @@ from .texts import decode_text, read_text
 
 PROMPT_COLUMNS = ("text", "prompt", "caption")  # in any case; the first that is there
 DELIMITERS = ",;\t"
+UNREADABLE = "\0\n"  # stands for a line that is no text; no text holds it
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ def lines_in(file: BinaryIO, name: str) -> Iterator[str]:
     while line := file.readline(LIMITS.json_bytes + 1):
         if len(line) > LIMITS.json_bytes:
             raise BadFile(f'"{name}" has a line of more than {LIMITS.json_bytes / 2**20:.0f} MB: it is no such table')
-        yield decode_text(line, name)
+        try:
+            yield decode_text(line, name)
+        except BadFile:
+            yield UNREADABLE
 
 
 def json_rows(lines: Iterator[str], name: str, needs: Sequence[str]) -> Iterator[Row | Problem]:
@@ -64,7 +68,7 @@ def json_rows(lines: Iterator[str], name: str, needs: Sequence[str]) -> Iterator
             continue
         try:
             values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # also a number of more digits than Python takes
             values = None
         yield Row(number, values) if isinstance(values, dict) else Problem(number, "no JSON object")
 
@@ -85,7 +89,10 @@ def delimited(
     heading: str, lines: Iterator[str], name: str, needs: Sequence[str], **dialect
 ) -> Iterator[Row | Problem]:
     csv.field_size_limit(LIMITS.field_characters)
-    columns = [column.strip() for column in next(csv.reader([heading], **dialect), [])]
+    try:
+        columns = [column.strip() for column in next(csv.reader([heading], **dialect), [])]
+    except csv.Error as error:
+        raise BadFile(f'"{name}" has a first line that names no columns ({error})') from error
     if not any(columns):
         raise BadFile(f'"{name}" has no heading: its first line must name the columns')
     if needs and not {column.lower() for column in columns} & set(needs):
@@ -100,7 +107,9 @@ def delimited(
         except csv.Error as error:
             yield Problem(number, f"no row ({error})")
             continue
-        if cells:
+        if any("\0" in cell for cell in cells):
+            yield Problem(number, "no text")
+        elif cells:
             yield row_of(number, columns, cells, dialect["delimiter"])
 
 
@@ -130,5 +139,7 @@ def read_json(path: Path):
     """A JSON file's value. Raises: BadFile where it is none."""
     try:
         return json.loads(read_text(path, LIMITS.json_bytes))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except BadFile:
+        raise
+    except (ValueError, RecursionError) as error:
         raise BadFile(f'"{path.name}" is no JSON ({error})') from error

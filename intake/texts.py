@@ -36,12 +36,3 @@ def read_text(path: Path, most: int | None = None) -> str:
 def lines_of(text: str) -> list[str]:
     """The lines that are not empty. A line ends at a line feed alone: U+2028 and U+0085 are text."""
     return [line.strip() for line in text.split("\n") if line.strip()]
-
-
-def caption_beside(picture: Path) -> str:
-    """The text of name.txt or name.caption beside name.png; "" where there is none. Raises: BadFile."""
-    for ending in (".txt", ".caption"):
-        beside = picture.with_suffix(ending)
-        if beside.is_file():
-            return read_text(beside).strip()
-    return ""

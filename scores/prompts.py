@@ -1,9 +1,8 @@
 """Prompt lists by number: the picture 00012 belongs to prompt 12 of the list."""
 
-import importlib.util
 from pathlib import Path
 
-from ..intake import PROMPT_COLUMNS, BadFile, Problem
+from ..intake import PROMPT_COLUMNS, BadFile, Problem, open_parquet, parquet_rows
 from ..intake import read_prompts as read_list
 
 
@@ -25,14 +24,11 @@ def read_prompts(path: Path) -> list[str]:
 
 def of_parquet(path: Path) -> list[str]:
     """Streams the caption column alone; Pick-a-Pic repeats a caption for every pair, here each comes once."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise BadFile(f'"{path.name}" is read by pyarrow, which is not installed: pip install pyarrow.')
-    from pyarrow.parquet import ParquetFile
-
-    file = ParquetFile(path)
-    columns = {column.lower(): column for column in file.schema_arrow.names}
+    columns = {column.lower(): column for column in open_parquet(path).schema_arrow.names}
     column = next((columns[name] for name in PROMPT_COLUMNS if name in columns), None)
     if column is None:
         raise BadFile(f'"{path.name}" has no column {", ".join(PROMPT_COLUMNS)} (its columns: {", ".join(columns)}).')
-    batches = (batch.column(0).to_pylist() for batch in file.iter_batches(columns=[column]))
-    return list(dict.fromkeys(prompt for batch in batches for prompt in batch))
+    rows = list(parquet_rows(path, [column]))
+    if damaged := [row for row in rows if isinstance(row, Problem)]:
+        raise BadFile(f'"{path.name}", row {damaged[0].number}: {damaged[0].reason}')
+    return list(dict.fromkeys(row.values[column] for row in rows if isinstance(row.values[column], str)))

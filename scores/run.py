@@ -5,13 +5,17 @@ Lines are only ever added, so a run that was cut off goes on where it stopped; a
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..intake import Row, read_json
+from ..intake import read_rows as read_table
 from .samples import Sample
 from .scorer import Scorer
 
+KEYS = ("by", "model", "picture", "sha256", "prompt", "references")
 PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "numpy", "scipy")
 
 
@@ -45,7 +49,7 @@ class Run:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.about = json.loads((self.folder / "run.json").read_text("utf-8")) if self.exists() else {"scorers": {}}
+        self.about = read_json(self.folder / "run.json") if self.exists() else {"scorers": {}}
         self.rows = read_rows(self.folder / "scores.jsonl")
         self.known = {row_key(row) for row in self.rows if "score" in row}
 
@@ -107,15 +111,26 @@ def references_key(references: tuple[Path, ...]) -> str:
 
 def row_key(row: dict) -> tuple:
     """Two rows of one key are the same measurement."""
-    return tuple(row[name] for name in ("by", "model", "picture", "sha256", "prompt", "references"))
+    return tuple(row[name] for name in KEYS)
+
+
+def is_score(row: dict) -> bool:
+    return all(isinstance(row.get(name), str) for name in KEYS)
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Every whole line of scores.jsonl; a last line that was cut off is taken out of the file too."""
+    """Every whole row of scores.jsonl; a last line that was cut off is taken out of the file too.
+
+    Rows that are damaged are counted and left out: what they measured is scored again.
+    """
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole, cut = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
-    if cut:
-        write_atomically(path, whole)
-    return [json.loads(line) for line in whole.split("\n") if line]
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        write_atomically(path, whole.decode("utf-8", "replace"))
+    found = list(read_table(path))
+    rows = [row.values for row in found if isinstance(row, Row) and is_score(row.values)]
+    if len(rows) < len(found):
+        logging.warning('"%s": %d rows are damaged, and are scored again', path, len(found) - len(rows))
+    return rows

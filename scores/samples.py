@@ -10,7 +10,7 @@ from ..intake import (
     PROMPT_COLUMNS,
     BadFile,
     Problem,
-    caption_beside,
+    captions_beside,
     inside,
     pictures_below,
     read_rows,
@@ -107,13 +107,13 @@ def captioned_samples(model: str, folder: Path) -> list[Sample]:
     """Pictures with a .txt of the same name beside them; a prompt's pictures are its seeds, in order."""
     seeds, samples = {}, []
     for path in pictures_below(folder, PICTURE_ENDINGS):
-        prompt = caption_beside(path)
-        if not prompt:
+        captions = captions_beside(path)
+        if len(captions) != 1:
             raise BadFile(
                 f'"{path}" has no prompt: give a prompt list, a metadata.jsonl in its folder, or {path.stem}.txt.'
             )
-        seed = seeds[prompt] = seeds.get(prompt, -1) + 1
-        samples.append(Sample(model, path, prompt, str(seed)))
+        seed = seeds[captions[0]] = seeds.get(captions[0], -1) + 1
+        samples.append(Sample(model, path, captions[0], str(seed)))
     if not samples:
         raise BadFile(f'"{folder}" has no pictures.')
     return samples

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ..train_core import LoRA, save_tensors, shard, stack_lora, weights_hash
 from .curves import verdict
-from .data import Dataset, Report
+from .data import Dataset
 from .encoding import encode_dataset
 from .game import Opponent, Progress, Run, generate, of_round, play, train_baseline
 from .pipelines import (
@@ -25,6 +25,7 @@ from .pipelines import (
     pipeline_sampler,
 )
 from .players import FullPlayer, LoRAPlayer
+from .samples import Report
 from .settings import COMMANDS, ConvertSettings, GenerateSettings, ModelSettings, TrainSettings, parse
 from .store import TensorStore
 
@@ -69,7 +70,7 @@ def make_corpus(pipeline, settings: ModelSettings, engine, report: Report, pairs
     text = PipelineText.of(pipeline, store, engine.device)
     encoder = pipeline_encoder(pipeline, store, settings.resolution, engine.device)
     with engine.main_process_first():
-        corpus = encode_dataset(Dataset(settings.data), encoder, text, report, pairs)
+        corpus = encode_dataset(Dataset(settings.data), encoder, text, report, pairs, seed=settings.seed)
         for prompt in {"", settings.negative, *corpus.prompts}:
             text.encoded(prompt)
     return corpus, text

@@ -3,95 +3,37 @@
 Bad input is named, left out and counted; it never ends a run.
 """
 
-import hashlib
-import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from ..intake import (
+    CAPTION_ENDINGS,
     LIMITS,
     PICTURE_ENDINGS,
     PROMPT_COLUMNS,
     BadFile,
     Problem,
-    caption_beside,
+    captions_beside,
+    captions_of,
+    files_below,
     inside,
-    open_picture,
+    open_parquet,
+    parquet_rows,
     pictures_below,
-    read_bytes,
     read_prompts,
     read_rows,
     value_of,
 )
+from .samples import Picture, Report, Sample
 
+PICTURE_COLUMNS = ("image", "jpg", "png", "picture", "img")
 PICK_A_PIC_COLUMNS = ["jpg_0", "jpg_1", "caption", "label_0", "label_1"]
-NAMED_AT_MOST = 20
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that is not read until it is needed. `name` is what a report calls it."""
-
-    name: str
-    source: Path | bytes
-
-    def content(self) -> bytes:
-        return self.source if isinstance(self.source, bytes) else read_bytes(self.source, LIMITS.picture_bytes)
-
-    def hash(self) -> str:
-        return hashlib.sha256(self.content()).hexdigest()
-
-    def open(self) -> Image.Image:
-        """The picture upright and in RGB, transparency on white. BadFile, a ValueError, names it where it does not decode."""
-        return open_picture(self.source, self.name)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What is trained on: a caption, its picture (None in a prompt list), and for preference pairs the rejected one.
-
-    label: 1.0 where `image` is preferred to `image_b`; None without a pair.
-    """
-
-    prompt: str
-    image: Picture | None = None
-    image_b: Picture | None = None
-    label: float | None = None
-    meta: dict = field(default_factory=dict)
-
-
-@dataclass
-class Report:
-    """What was found, and what was left out and why. Only the first names of each reason are kept."""
-
-    kept: int = 0
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, sentence: str) -> None:
-        """Something that a person should know and that leaves nothing out; said once."""
-        if sentence not in self.notes:
-            self.notes.append(sentence)
-
-    def leave_out(self, name: str, reason: str) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        names = self.left_out.setdefault(reason, [])
-        if len(names) < NAMED_AT_MOST:
-            names.append(name)
-
-    def text(self) -> str:
-        lines = [f"{self.kept} samples"]
-        for reason, count in self.counts.items():
-            names = self.left_out[reason]
-            more = f" and {count - len(names)} more" if count > len(names) else ""
-            lines.append(f"left out, {reason}: {count} ({', '.join(names)}{more})")
-        return "\n".join([*lines, *self.notes])
 
 
 @dataclass(frozen=True)
@@ -155,34 +97,48 @@ def read_folder(folder: Path, report: Report) -> Iterator[Sample]:
 
 
 def read_captioned_pictures(folder: Path, report: Report) -> Iterator[Sample]:
-    """Pictures with a .txt or .caption of the same name beside them. A subfolder "10_cat" is read ten times (kohya)."""
-    pictures = pictures_below(folder, PICTURE_ENDINGS)
+    """Pictures with a .txt, .caption or .json of the same name beside them. A subfolder "10_cat" is read ten times (kohya).
+
+    Without a file, the words of such a subfolder's name are the caption.
+    """
+    files = list(files_below(folder))
+    pictures = sorted(file for file in files if file.suffix.lower() in PICTURE_ENDINGS)
     if not pictures:
         raise BadFile(f'"{folder}" holds no picture ({", ".join(sorted(PICTURE_ENDINGS))}) and no metadata file')
+    note_others(files, report)
     for file in pictures:
         name = file.relative_to(folder).as_posix()
+        repeats, word = kohya_folder(file, folder, report)
         try:
-            caption = caption_beside(file)
+            captions = captions_beside(file) or captions_of(word)
         except BadFile as error:
             report.leave_out(name, str(error))
             continue
-        if not caption:
+        if not captions:
             report.leave_out(name, "no caption (a .txt of the same name)")
             continue
-        for _ in range(repeats_of(file, folder, report)):
-            yield Sample(caption, Picture(name, file))
+        for _ in range(repeats):
+            yield Sample(captions[0], Picture(name, file), captions=captions)
 
 
-def repeats_of(file: Path, folder: Path, report: Report) -> int:
-    """N of the nearest parent folder "N_name", else 1. A number beyond the bound is a name, such as a date, and is noted."""
+def note_others(files: list[Path], report: Report) -> None:
+    """What lies in the folder and is neither picture nor caption, by its ending."""
+    endings = Counter(file.suffix.lower() or "no ending" for file in files)
+    others = {e: n for e, n in endings.items() if e not in PICTURE_ENDINGS and e not in CAPTION_ENDINGS}
+    if others:
+        report.note("other files, left alone: " + ", ".join(f"{n} {ending}" for ending, n in sorted(others.items())))
+
+
+def kohya_folder(file: Path, folder: Path, report: Report) -> tuple[int, str]:
+    """(N, name) of the nearest parent folder "N_name", else (1, ""). A number beyond the bound, as of a date, is noted."""
     for part in reversed(file.relative_to(folder).parts[:-1]):
-        found = re.match(r"(\d+)_", part)
+        found = re.match(r"(\d+)_(.*)", part)
         if found and int(found[1]) <= LIMITS.repeats:
-            return int(found[1])
+            return int(found[1]), found[2]
         if found:
             report.note(f'"{part}" is read once: {found[1]} is no number of repeats (at most {LIMITS.repeats})')
-            return 1
-    return 1
+            return 1, ""
+    return 1, ""
 
 
 def read_metadata(file: Path, report: Report) -> Iterator[Sample]:
@@ -191,7 +147,7 @@ def read_metadata(file: Path, report: Report) -> Iterator[Sample]:
         if isinstance(found, Problem):
             report.leave_out(f"{file.name}, row {found.number}", found.reason)
             continue
-        name, caption = str(found.values.get("file_name") or ""), value_of(found.values, PROMPT_COLUMNS)
+        name, captions = str(found.values.get("file_name") or ""), captions_of(value_of(found.values, PROMPT_COLUMNS))
         where = f"{file.name}, row {found.number}" + (f" ({name})" if name else "")
         picture = inside(file.parent, name) if name else None
         if not name:
@@ -200,53 +156,73 @@ def read_metadata(file: Path, report: Report) -> Iterator[Sample]:
             report.leave_out(where, "file_name leads out of the folder")
         elif not picture.is_file():
             report.leave_out(where, "its picture is missing")
-        elif not isinstance(caption, str):
+        elif not captions:
             report.leave_out(where, "no text")
         else:
             rest = {k: v for k, v in found.values.items() if k != "file_name" and str(k).lower() not in PROMPT_COLUMNS}
-            yield Sample(caption, Picture(name, picture), meta=rest)
+            yield Sample(captions[0], Picture(name, picture), meta=rest, captions=captions)
 
 
 def read_parquet(file: Path, report: Report) -> Iterator[Sample]:
-    """Pick-a-Pic's pairs, a batch of rows at a time. Ties are left out; the preferred picture always comes first."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(f'"{file.name}" needs pyarrow to be read: pip install pyarrow') from error
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f'"{file.name}" is no parquet file ({error})') from error
-    missing = [column for column in PICK_A_PIC_COLUMNS if column not in table.schema_arrow.names]
-    if missing:
-        raise ValueError(f'"{file.name}" lacks the columns {", ".join(missing)} of Pick-a-Pic')
-    number = 0
-    for batch in table.iter_batches(batch_size=64, columns=PICK_A_PIC_COLUMNS):
-        for row in batch.to_pylist():
-            number += 1
-            sample = preference(row, f"{file.name}, row {number}", report)
-            if sample is not None:
-                yield sample
+    """Pick-a-Pic's pairs, tables of chosen and rejected pictures, or of pictures with captions, as the hub has them.
+
+    Ties are left out; the preferred picture always comes first.
+    """
+    by_name = {column.lower(): column for column in open_parquet(file).schema_arrow.names}
+    text = next((by_name[name] for name in PROMPT_COLUMNS if name in by_name), None)
+    picture = next((by_name[name] for name in PICTURE_COLUMNS if name in by_name), None)
+    if set(PICK_A_PIC_COLUMNS) <= by_name.keys():
+        columns, sample_of = PICK_A_PIC_COLUMNS, preference
+    elif text and {"chosen", "rejected"} <= by_name.keys():
+        columns, sample_of = [text, by_name["chosen"], by_name["rejected"]], chosen_pair
+    elif text and picture:
+        columns, sample_of = [text, picture], captioned
+    else:
+        raise BadFile(
+            f'"{file.name}" has the columns {", ".join(by_name)}: it needs {", ".join(PICK_A_PIC_COLUMNS)} (Pick-a-Pic), or '
+            f"a text with chosen and rejected, or a text with a picture ({', '.join(PICTURE_COLUMNS)})"
+        )
+    for found in parquet_rows(file, columns):
+        where = f"{file.name}, row {found.number}"
+        if isinstance(found, Problem):
+            report.leave_out(where, found.reason)
+        elif sample := sample_of([found.values[column] for column in columns], where, report):
+            yield sample
 
 
-def preference(row: dict, where: str, report: Report) -> Sample | None:
+def preference(row: list, where: str, report: Report) -> Sample | None:
     """One row of Pick-a-Pic as winner and loser."""
-    labels = [label_of(row["label_0"]), label_of(row["label_1"])]
-    pictures = [content_of(row["jpg_0"]), content_of(row["jpg_1"])]
+    first, second, caption, *labels = row
+    labels = [label_of(label) for label in labels]
     if None in labels:
         report.leave_out(where, "no label")
     elif labels[0] == labels[1]:
         report.leave_out(where, "tie")
-    elif not isinstance(row["caption"], str) or not row["caption"].strip():
+    elif labels[0] > labels[1]:
+        return chosen_pair([caption, first, second], where, report, ("jpg_0", "jpg_1"))
+    else:
+        return chosen_pair([caption, second, first], where, report, ("jpg_1", "jpg_0"))
+    return None
+
+
+def chosen_pair(row: list, where: str, report: Report, names=("chosen", "rejected")) -> Sample | None:
+    captions, pictures = captions_of(row[0]), [content_of(value) for value in row[1:]]
+    if not captions:
         report.leave_out(where, "no caption")
     elif None in pictures:
         report.leave_out(where, "a picture of the pair is missing")
     else:
-        first, second = Picture(f"{where}, jpg_0", pictures[0]), Picture(f"{where}, jpg_1", pictures[1])
-        winner, loser = (first, second) if labels[0] > labels[1] else (second, first)
-        return Sample(row["caption"].strip(), winner, loser, 1.0)
+        winner, loser = (Picture(f"{where}, {n}", content) for n, content in zip(names, pictures, strict=True))
+        return Sample(captions[0], winner, loser, 1.0, captions=captions)
     return None
+
+
+def captioned(row: list, where: str, report: Report) -> Sample | None:
+    captions, content = captions_of(row[0]), content_of(row[1])
+    if not captions or content is None:
+        report.leave_out(where, "no picture" if captions else "no caption")
+        return None
+    return Sample(captions[0], Picture(where, content), captions=captions)
 
 
 def label_of(value) -> float | None:
@@ -286,10 +262,3 @@ def bucket(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Scaled to cover the size, the overhang cropped evenly. size: (width, height)."""
     return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
-
-
-def png_of(image: Image.Image) -> bytes:
-    """A picture in memory as the bytes of a file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..train_core import Context
 from .batches import Corpus
-from .data import Dataset, Listed, Picture, Report, Sample, bucket, fit
+from .data import Dataset, Listed, bucket, fit
+from .samples import Picture, Report, Sample
 from .store import TensorStore, store_key
 
 # encode(picture in its bucket's size, PIL) -> latent [C, H, W], scaled as the denoiser reads it
@@ -63,15 +64,17 @@ def encode_dataset(
     report: Report,
     pairs: bool = False,
     on_picture: Callable[[int], None] = lambda done: None,
+    seed: int = 0,
 ) -> Corpus:
     """Reads the data set once, as a stream. Pictures that do not decode are named in the report and left out.
 
     pairs: keep preference pairs alone, with both pictures (for DPO); otherwise the preferred picture counts.
+    seed: of the run; draws one caption where a picture has several.
     """
     encoded = Encoded()
-    for sample in dataset.samples(report):
+    for number, sample in enumerate(dataset.samples(report)):
         try:
-            add(sample, encoded, encoder, pairs)
+            add(sample, sample.caption(seed, number), encoded, encoder, pairs)
         except ValueError as error:
             report.kept -= 1
             report.leave_out(sample.prompt[:40], str(error))
@@ -91,7 +94,7 @@ def encode_dataset(
     )
 
 
-def add(sample: Sample, encoded: Encoded, encoder: Encoder, pairs: bool) -> None:
+def add(sample: Sample, caption: str, encoded: Encoded, encoder: Encoder, pairs: bool) -> None:
     """Encodes one sample. Raises: ValueError with what is wrong with it."""
     if sample.image is None:
         raise ValueError("a prompt without a picture")
@@ -104,6 +107,6 @@ def add(sample: Sample, encoded: Encoded, encoder: Encoder, pairs: bool) -> None
         if tuple(encoder.latent(rejected).shape) != shape:
             raise ValueError("the two pictures of the pair differ in shape")
         encoded.rejected.append(rejected)
-    encoded.prompts.append(sample.prompt)
+    encoded.prompts.append(caption)
     encoded.shapes.append(shape)
     encoded.real.append(real)

@@ -31,8 +31,8 @@ class TensorStore:
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         try:
-            return load_file(self.file(key))
-        except (FileNotFoundError, SafetensorError):
+            return load_file(self.file(key)) if self.file(key).is_file() else None
+        except SafetensorError:
             return None
 
     def put(self, key: str, tensors: dict[str, Tensor], made_from: dict) -> None:

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..intake import LIMITS, BadFile, check_file
+
 NAME = "step-{step:08d}.safetensors"
 NAME_PATTERN = re.compile(r"step-(\d{8})\.safetensors")
 
@@ -146,14 +148,16 @@ class CheckpointFolder:
 def is_whole(path: Path) -> bool:
     """Whether the file's heading can be read and its length is what that says."""
     try:
+        check_file(path, LIMITS.weights_bytes)
         with safe_open(path, framework="pt"):
             return True
-    except (FileNotFoundError, SafetensorError):
+    except (BadFile, SafetensorError):
         return False
 
 
 def read_state(path: Path) -> dict:
     """The state inside a checkpoint file. Raises: ValueError with a sentence where it is none."""
+    check_file(path, LIMITS.weights_bytes)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -164,4 +168,8 @@ def read_state(path: Path) -> dict:
         raise ValueError(
             f'"{path}" is no training checkpoint of this pack (its metadata says {metadata.get("format")})'
         )
-    return unpack(json.loads(metadata["state"]), tensors)
+    try:
+        state = unpack(json.loads(metadata["state"]), tensors)
+        return {**state, "identity": state["identity"], "step": state["step"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'"{path}" is damaged: its heading does not say what its tensors are ({error})') from error

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..intake import LIMITS, check_file
 from ..train_core import write_atomically
 
 FORMAT = "vico_concept"
@@ -85,16 +86,21 @@ class ViCoConcept:
         embeddings = {key.removeprefix("embedding."): t for key, t in tensors.items() if key.startswith("embedding.")}
         modules = _split(tensors, OUR_KEY)
         _check(path.name, modules, embeddings)
-        return cls(
-            modules,
-            embeddings,
-            placeholder=metadata["placeholder"],
-            initialiser=metadata["initialiser"],
-            base_hash=metadata["base_hash"],
-            step=int(metadata["step"]),
-            settings=json.loads(metadata["settings"]),
-            thumbnail=base64.b64decode(metadata["thumbnail"]),
-        )
+        try:
+            return cls(
+                modules,
+                embeddings,
+                placeholder=metadata.get("placeholder", "*"),
+                initialiser=metadata.get("initialiser", ""),
+                base_hash=metadata.get("base_hash", ""),
+                step=int(metadata.get("step", 0)),
+                settings=json.loads(metadata.get("settings", "{}")),
+                thumbnail=base64.b64decode(metadata.get("thumbnail", "")),
+            )
+        except ValueError as error:
+            raise ValueError(
+                f'"{path.name}" has a heading that is damaged ({error}). Download or save it again.'
+            ) from error
 
     @classmethod
     def from_original(
@@ -172,6 +178,7 @@ def _embeddings_beside(path: Path) -> Path:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
+    check_file(path, LIMITS.weights_bytes)
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -183,6 +190,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _unpickle(path: Path):
     """A pickle's tensors, through torch's allow-list alone."""
+    check_file(path, LIMITS.weights_bytes)
     try:
         with torch.serialization.safe_globals(PICKLED):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -7,7 +7,8 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ...scores.sheet import Cell, sheet
-from ...spin_core.data import Dataset, Listed, Picture, Report, Sample, png_of
+from ...spin_core.data import Dataset, Listed
+from ...spin_core.samples import Picture, Report, Sample, png_of
 from ..host.folders import marks
 from ..host.pictures import to_image, to_pictures
 from ..host.progress import say

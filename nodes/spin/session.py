@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...spin_core.data import Report
 from ...spin_core.encoding import encode_dataset
 from ...spin_core.game import Game, OnProgress, Opponent, Progress, RoundSettings, Run, play, train_baseline
 from ...spin_core.players import FullPlayer, LoRAPlayer
+from ...spin_core.samples import Report
 from ...spin_core.store import TensorStore
 from ...train_core import LocalEngine, gradient_checkpointing, save_tensors, weights_hash
 from ..host.copies import load_for_training, residuals_kept, training_copy, training_mode
@@ -119,6 +119,7 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
             report,
             pairs=asked.method == "dpo",
             on_picture=lambda done: comfy.model_management.throw_exception_if_processing_interrupted(),
+            seed=asked.settings.seed,
         )
         load_for_training(patchers)
         stack.enter_context(player.attached())

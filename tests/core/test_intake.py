@@ -13,9 +13,11 @@ from PIL import Image
 
 from vico_spin.intake import LIMITS, BadFile, Problem, inside, open_picture, pictures_below, read_prompts, read_rows
 from vico_spin.intake.texts import decode_text
+from vico_spin.scores.run import KEYS
 from vico_spin.scores.run import read_rows as read_scores
 from vico_spin.scores.samples import samples_of
-from vico_spin.spin_core.data import Dataset, Report
+from vico_spin.spin_core.data import Dataset
+from vico_spin.spin_core.samples import Report, Sample
 
 
 def saved(image: Image.Image, kind="PNG", **options) -> bytes:
@@ -144,8 +146,9 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path):
     prompt = "a\u2028b\u0085c"
     (tmp_path / "list.txt").write_text(f"{prompt}\nsecond\n", encoding="utf-8")
     assert [row.values["prompt"] for row in read_prompts(tmp_path / "list.txt")] == [prompt, "second"]
-    (tmp_path / "scores.jsonl").write_text(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_scores(tmp_path / "scores.jsonl") == [{"prompt": prompt}]
+    row = dict.fromkeys(KEYS, "x") | {"prompt": prompt}
+    (tmp_path / "scores.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n{}\n", encoding="utf-8")
+    assert read_scores(tmp_path / "scores.jsonl") == [row]
 
 
 def test_what_nests_too_deep_is_a_problem_and_no_crash(tmp_path):
@@ -222,3 +225,39 @@ def test_labels_and_pictures_of_a_table_as_the_hub_keeps_them(tmp_path):
     samples, report = read(tmp_path / "t.parquet")
     assert len(samples) == 1 and samples[0].image.open().size == (9, 9)
     assert report.counts == {"tie": 1, "no label": 4}
+
+
+def test_tables_of_the_hub_with_other_columns(tmp_path):
+    picture = {"bytes": saved(Image.new("RGB", (9, 9))), "path": "a.png"}
+    tables = {
+        "single": [{"image": picture, "Text": "a"}, {"image": None, "Text": "b"}, {"image": picture, "Text": None}],
+        "pairs": [{"chosen": picture, "rejected": picture, "prompt": ["a", "b"]}],
+    }
+    for name, rows in tables.items():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    samples, report = read(tmp_path / "single.parquet")
+    assert [s.prompt for s in samples] == ["a"] and report.counts == {"no picture": 1, "no caption": 1}
+    ((pair,), _) = read(tmp_path / "pairs.parquet")
+    assert pair.label == 1.0 and pair.image_b is not None and pair.captions == ("a", "b")
+
+
+def test_one_of_several_captions_is_drawn_by_the_runs_seed(tmp_path):
+    sample = Sample("a", captions=("a", "b", "c"))
+    drawn = [[sample.caption(seed, number) for number in range(50)] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2] and set(drawn[0]) == {"a", "b", "c"}
+    assert Sample("a").caption(3, 4) == "a"
+
+
+def test_json_beside_a_picture_and_the_word_of_a_folder(tmp_path):
+    picture = saved(Image.new("RGB", (9, 9)))
+    for name, content in {
+        "a.png": picture,
+        "a.json": b'{"caption": ["one", "two"]}',
+        "2_sks dog/b.png": picture,
+        "clip.mp4": b"",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    samples, report = read(tmp_path)
+    assert [s.captions for s in samples] == [("sks dog",)] * 2 + [("one", "two")]
+    assert "other files, left alone: 1 .mp4" in report.text()

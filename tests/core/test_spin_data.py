@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vico_spin.spin_core.data import Dataset, Listed, Picture, Report, Sample, bucket, fit
+from vico_spin.spin_core.data import Dataset, Listed, bucket, fit
 from vico_spin.spin_core.encoding import Encoder, encode_dataset
+from vico_spin.spin_core.samples import Picture, Report, Sample
 from vico_spin.spin_core.store import TensorStore
 
 
@@ -128,7 +129,7 @@ def test_parquet_is_read_as_a_stream(tmp_path):
 
 def test_parquet_without_its_columns_is_named(tmp_path):
     path = pick_a_pic(tmp_path / "a.parquet", [(b"", b"", "a", 1.0, 0.0)], caption="text", label_1="other")
-    with pytest.raises(ValueError, match="lacks the columns caption, label_1"):
+    with pytest.raises(ValueError, match="it needs jpg_0, jpg_1, caption, label_0, label_1"):
         read(path)
 
 

@@ -1,0 +1,91 @@
+"""What is trained on: a picture that is read when it is needed, its captions, its pair; and the report of what was left out."""
+
+import hashlib
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..intake import LIMITS, open_picture, read_bytes
+from ..train_core import keyed_generator
+
+NAMED_AT_MOST = 20
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is not read until it is needed. `name` is what a report calls it."""
+
+    name: str
+    source: Path | bytes
+
+    def content(self) -> bytes:
+        return self.source if isinstance(self.source, bytes) else read_bytes(self.source, LIMITS.picture_bytes)
+
+    def hash(self) -> str:
+        return hashlib.sha256(self.content()).hexdigest()
+
+    def open(self) -> Image.Image:
+        """The picture upright and in RGB, transparency on white. BadFile, a ValueError, names it where it does not decode."""
+        return open_picture(self.source, self.name)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is trained on: a caption, its picture (None in a prompt list), and for preference pairs the rejected one.
+
+    label: 1.0 where `image` is preferred to `image_b`; None without a pair. captions: all of them, where the data has
+    several; `caption` draws one.
+    """
+
+    prompt: str
+    image: Picture | None = None
+    image_b: Picture | None = None
+    label: float | None = None
+    meta: dict = field(default_factory=dict)
+    captions: tuple[str, ...] = ()
+
+    def caption(self, seed: int, number: int) -> str:
+        """The caption of this sample, the number-th of its data set, in a run of that seed."""
+        if len(self.captions) < 2:
+            return self.prompt
+        drawn = torch.randint(len(self.captions), (1,), generator=keyed_generator(seed, "caption", number))
+        return self.captions[int(drawn)]
+
+
+@dataclass
+class Report:
+    """What was found, and what was left out and why. Only the first names of each reason are kept."""
+
+    kept: int = 0
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, sentence: str) -> None:
+        """Something that a person should know and that leaves nothing out; said once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        names = self.left_out.setdefault(reason, [])
+        if len(names) < NAMED_AT_MOST:
+            names.append(name)
+
+    def text(self) -> str:
+        lines = [f"{self.kept} samples"]
+        for reason, count in self.counts.items():
+            names = self.left_out[reason]
+            more = f" and {count - len(names)} more" if count > len(names) else ""
+            lines.append(f"left out, {reason}: {count} ({', '.join(names)}{more})")
+        return "\n".join([*lines, *self.notes])
+
+
+def png_of(image: Image.Image) -> bytes:
+    """A picture in memory as the bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
