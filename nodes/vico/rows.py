@@ -64,10 +64,3 @@ def fingerprint(*tensors: Tensor | None) -> bytes:
         if tensor is not None:
             digest.update(tensor.float().cpu().numpy().tobytes())
     return digest.digest()
-
-
-def rows_of_equal_length(rows: list[Row]) -> list[list[int]]:
-    lengths: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        lengths.setdefault(row.context.shape[0], []).append(i)
-    return list(lengths.values())

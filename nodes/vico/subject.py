@@ -15,7 +15,7 @@ from ...vico_core.reference import Features
 from .capture import Capture, LastPlaceReached, as_input
 from .photos import Reference
 from .places import module_name
-from .rows import Row, distinct_rows, rows_of_equal_length
+from .rows import Row, distinct_rows
 from .trigger import Trigger, columns_of_prompts
 
 
@@ -103,7 +103,11 @@ class Subject:
         return [(rows[k].rows, found[k]) for k in rows]
 
     def reference_pass(self, unet, rows: list[Row], x: Tensor, transformer_options: dict) -> list[Features]:
-        """Runs the U-Net on the clean photos, once a distinct context, up to the last place. `unet`: its bare forward."""
+        """Runs the U-Net on the clean photos, once a distinct context, up to the last place. `unet`: its bare forward.
+
+        A context at a time: what stands beside it in a batch changes its last bits, and a picture must not hang on what
+        the bank happened to hold.
+        """
         photos = zip(self.latents, self.reference.photos, strict=True)
         captures = [self.capture(unet, latent, photo, rows, x, transformer_options) for latent, photo in photos]
         if self.on_masks:
@@ -113,14 +117,12 @@ class Subject:
 
     def capture(self, unet, latent, photo, rows: list[Row], x: Tensor, transformer_options: dict) -> "Capture":
         capture = Capture(self.active_places, [row.columns for row in rows], self.mask_source, photo.mask)
-        for same in rows_of_equal_length(rows):
-            capture.rows = same
-            group = [rows[i] for i in same]
-            x_ref = as_input(latent, x.shape[1]).to(x).expand(len(group), -1, -1, -1)
-            y = None if group[0].y is None else torch.stack([row.y for row in group])
-            t, context = torch.stack([row.t for row in group]), torch.stack([row.context for row in group])
+        for i, row in enumerate(rows):
+            capture.rows = [i]
+            y = None if row.y is None else row.y[None]
+            x_ref = as_input(latent, x.shape[1]).to(x)
             with contextlib.suppress(LastPlaceReached):
-                unet(x_ref, t, context, y, None, capture.options(transformer_options))
+                unet(x_ref, row.t[None], row.context[None], y, None, capture.options(transformer_options))
         return capture
 
     @torch.compiler.disable
