@@ -228,6 +228,7 @@ The samples: {columns} a row, prompts that no training picture has, {steps} step
 | data | {pictures} pictures drawn from seed {seed}, {captions} captions each; a tenth of the identities, a tenth of the (class, colour, scene) triples and one scene of each class held out |
 | U-Net and text encoder | {step} steps of {batch} pictures ({samples} samples), {minutes:.0f} minutes; Muon, AdamW; min-SNR weights; averaged weights shipped |
 | last loss | {loss:.4f} |
+| the examples of the Load nodes | `python -m vico_spin.scripts.make_examples`: a concept of a creature that the world's model never saw, and a LoRA of one round of self-play, in float16 |
 
 ![loss curve](../docs/sprite_world/loss.png)
 
