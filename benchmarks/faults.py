@@ -36,6 +36,7 @@ from ..vico_core import ImageAttention, ViCoConcept
 
 CPU_SECONDS = 5
 MEMORY = 500 * 2**20  # bytes above the file's own size
+FOLDER = "faulty-folder"  # a word that no sentence holds by chance
 SHORT_FORM = 14  # every so many cases
 CLEAR = (ValueError, OSError)  # with a sentence; BadFile is a ValueError
 FAULTS = ("unclear", "hang", "memory", "executed", "outside")
@@ -249,7 +250,7 @@ def put(path: Path, content: bytes | str) -> None:
 def read_in_child(kind: Kind, content: bytes | str) -> tuple[str, str]:
     """(verdict, what was said) of one case."""
     with tempfile.TemporaryDirectory() as home:
-        folder = Path(home) / "here"
+        folder = Path(home) / FOLDER
         folder.mkdir()
         put(folder / kind.file, content)
         reading, writing = os.pipe()
@@ -264,7 +265,7 @@ def read_in_child(kind: Kind, content: bytes | str) -> tuple[str, str]:
         _, status = os.waitpid(child, 0)
         if (folder / "executed").exists() or (Path(home) / "executed").exists():
             return "executed", said
-        if os.listdir(home) != ["here"]:
+        if os.listdir(home) != [FOLDER]:
             return "outside", said
         if os.WIFSIGNALED(status):
             stopped = os.WTERMSIG(status)
@@ -285,7 +286,7 @@ def watched(kind: Kind, path: Path, size: int, writing: int) -> int:
         verdict, said = "right", ""
     except CLEAR as error:
         said = f"{type(error).__name__}: {error}"
-        verdict = "clear" if path.stem in said or path.parent.name in said else "unclear"
+        verdict = "clear" if path.name in said or FOLDER in said else "unclear"
     except BaseException as error:
         verdict, said = "unclear", f"{type(error).__name__}: {error}"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

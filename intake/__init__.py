@@ -5,7 +5,7 @@ raises `BadFile` with a sentence that names the file and says what to do. Import
 """
 
 from .captions import CAPTION_ENDINGS, captions_beside, captions_of
-from .files import BadFile, check_file, files_below, inside, pictures_below, read_bytes
+from .files import BadFile, check_file, files_below, inside, leads_out, pictures_below, read_bytes
 from .limits import LIMITS, Limits
 from .parquet import open_parquet, parquet_rows
 from .pictures import PICTURE_ENDINGS, open_picture
@@ -28,6 +28,7 @@ __all__ = [
     "decode_text",
     "files_below",
     "inside",
+    "leads_out",
     "lines_of",
     "open_parquet",
     "open_picture",

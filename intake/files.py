@@ -60,6 +60,11 @@ def roots_of(folder: Path) -> list[Path]:
     return [whole]
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a file below the folder is a link to one elsewhere."""
+    return path.is_symlink() and inside(folder, str(path.relative_to(folder))) is None
+
+
 def files_below(folder: Path) -> Iterator[Path]:
     """Every file below the folder in order of its path, without hidden files and folders; links to folders are not followed."""
     for where, folders, files in os.walk(folder):
@@ -68,7 +73,10 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def pictures_below(folder: Path, endings: Collection[str]) -> list[Path]:
-    """Every file below the folder with one of the endings, in order of its path. Raises: BadFile where it is no folder."""
+    """Every file below the folder with one of the endings, in order of its path. Raises: BadFile where it is none, or a link leads out."""
     if not Path(folder).is_dir():
         raise BadFile(f'There is no folder "{folder}".')
-    return sorted(path for path in files_below(folder) if path.suffix.lower() in endings)
+    found = sorted(path for path in files_below(folder) if path.suffix.lower() in endings)
+    if lost := next((path for path in found if leads_out(path, folder)), None):
+        raise BadFile(f'"{lost}" is a link that leads out of "{folder}": put the file itself there')
+    return found

@@ -23,6 +23,7 @@ from ..intake import (
     captions_of,
     files_below,
     inside,
+    leads_out,
     open_parquet,
     parquet_rows,
     pictures_below,
@@ -108,6 +109,9 @@ def read_captioned_pictures(folder: Path, report: Report) -> Iterator[Sample]:
     note_others(files, report)
     for file in pictures:
         name = file.relative_to(folder).as_posix()
+        if leads_out(file, folder):
+            report.leave_out(name, "a link that leads out of the folder")
+            continue
         repeats, word = kohya_folder(file, folder, report)
         try:
             captions = captions_beside(file) or captions_of(word)

@@ -131,14 +131,8 @@ class TrainSPIN(io.ComfyNode):
 class TrainBaseline(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        beta = io.Float.Input(
-            "beta",
-            default=5000.0,
-            min=1e-3,
-            max=1e6,
-            step=100.0,
-            tooltip="How strongly the model is held to its start.",
-        )
+        beta = io.Float.Input("beta", default=5000.0, min=1e-3, max=1e6, step=100.0,
+            tooltip="How strongly the model is held to its start.")  # fmt: skip
         return io.Schema(
             node_id="SPINTrainBaseline",
             display_name="Train Baseline (SFT | DPO)",

@@ -177,6 +177,22 @@ def test_links_lead_nowhere_else_but_into_a_hubs_cache(tmp_path):
     assert [inside(snapshot, name) for name in ("out.png", "../x.png", "/etc/passwd", "\0")] == [None] * 4
 
 
+def test_a_link_out_of_a_folder_of_pictures_is_left_out_by_name(tmp_path):
+    (tmp_path / "secret.png").write_bytes(saved(Image.new("RGB", (9, 9))))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "own.png").write_bytes(saved(Image.new("RGB", (9, 9))))
+    for name, target in (("out.png", "../secret.png"), ("again.png", "own.png")):
+        (folder / name).symlink_to(target)
+    for name in ("own", "out", "again"):
+        (folder / f"{name}.txt").write_text(name)
+    samples, report = read(folder)
+    assert [s.prompt for s in samples] == ["again", "own"]
+    assert report.left_out == {"a link that leads out of the folder": ["out.png"]}
+    with pytest.raises(BadFile, match=r"out\.png.* leads out"):
+        pictures_below(folder, {".png"})
+
+
 def test_hidden_folders_are_skipped(tmp_path):
     for name in ("a.png", ".cache/b.png", "sub/.c.png", "sub/d.PNG"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
