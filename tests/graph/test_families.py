@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-
 from vico_spin.nodes.host.families import transformer_family
 from vico_spin.scripts import transformers
 
