@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
+from .host.errors import errors_on_it
 from .host.training_options import TrainingOptionsNode
 from .scores.compare import ScoreCompareModels
 from .scores.load_scorer import ScoreLoadScorer
@@ -30,4 +31,4 @@ SPRITE_WORLD = [SpriteWorldLoad, SpriteWorldPictures, SpriteWorldMeasure]
 
 class Pack(ComfyExtension):
     async def get_node_list(self):
-        return [*VICO, TrainingOptionsNode, *SPIN, *SCORES, *SPRITE_WORLD]
+        return [errors_on_it(node) for node in (*VICO, TrainingOptionsNode, *SPIN, *SCORES, *SPRITE_WORLD)]

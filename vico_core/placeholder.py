@@ -31,8 +31,8 @@ def check_placeholder(placeholder: str, tokenize: Callable[[str], list[int]]) ->
     ids = tokenize(placeholder)
     if len(ids) != 1:
         raise ValueError(
-            f'The trigger word "{placeholder}" is split into {len(ids)} tokens by this model\'s tokenizer, and image attention '
-            'needs one. Choose a short word that it knows whole, such as "*" or "sks".'
+            'Choose a short placeholder, such as "*" or "sks".\n'
+            f'The trigger word "{placeholder}" is split into {len(ids)} tokens by the tokenizer; it must be one.'
         )
     return ids[0]
 
@@ -41,8 +41,8 @@ def check_prompt(prompt: str, placeholder: str) -> None:
     """ValueError where the prompt lacks the placeholder; asked before minutes of sampling."""
     if not pattern(placeholder).search(prompt):
         raise ValueError(
-            f'The prompt "{prompt}" does not contain the trigger word "{placeholder}". Write it where the object should appear, '
-            f'for example "a photo of a {placeholder} on the beach".'
+            f'Write "{placeholder}" where the object should appear.\n'
+            f'The prompt "{prompt}" does not contain the trigger word "{placeholder}".'
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import comfy.model_management
 import comfy.utils
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
@@ -15,10 +16,10 @@ PREVIEW_SIDE = 512  # pixels at most
 STEPS_TIMED = 20  # the time left is told by as many last steps
 
 
-def say(node: type, text: str) -> None:
-    """A word under the node that runs, and in the log where nobody looks at a node. `node`: a class with hidden unique_id."""
-    if node.hidden and node.hidden.unique_id:
-        PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
+def say(text: str) -> None:
+    """A word on the node that runs or is checked, and in the log where nobody looks at a node."""
+    if running := get_executing_context():
+        PromptServer.instance.send_progress_text(text, running.node_id)
     logging.debug(text)
 
 

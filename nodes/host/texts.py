@@ -13,6 +13,6 @@ def one_each(text: str, pictures: int, name: str) -> list[str]:
         return found * pictures
     if len(found) != pictures:
         raise ValueError(
-            f"{pictures} pictures have {len(found)} {name}: write one line a picture, in their order, or one for all."
+            f"Write a line for each picture, or one for all.\n{pictures} pictures have {len(found)} {name}."
         )
     return found

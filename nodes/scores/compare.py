@@ -59,8 +59,13 @@ class ScoreCompareModels(io.ComfyNode):
                 io.String.Output("run", tooltip="The folder with pictures and scores, for Score Report."),
                 io.String.Output("win_rates", tooltip="Every win rate with its interval, as JSON."),
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, names, prompts, models, scorers):
+        if names is not None:
+            named_models(models, names)
+        return prompts is None or bool(prompt_lines(prompts))
 
     @classmethod
     def execute(cls, models, scorers, clip, vae, names, prompts, negative, pictures, name, references=None, **sampling):
@@ -73,7 +78,7 @@ class ScoreCompareModels(io.ComfyNode):
         found = tables(run.rows, list(models))
         fights = duels(found, next(iter(models)))
         write_atomically(folder / "win_rates.json", win_rates_json(fights))
-        say(cls, sentences(fights))
+        say(sentences(fights))
         grid = to_image(grid_of(found[0]))
         return io.NodeOutput(grid, str(folder), win_rates_json(fights), ui=ui.PreviewImage(grid, cls=cls))
 
@@ -83,7 +88,7 @@ def named_models(models: dict, names: str) -> dict:
     given = [name.strip() for name in names.split(",") if name.strip()]
     if len(given) != len(models) or len(set(given)) != len(given):
         raise ValueError(
-            f'{len(models)} models need {len(models)} different names between commas; "{names}" is not that.'
+            f'Write {len(models)} different names between commas.\n{len(models)} models need as many; "{names}" is not that.'
         )
     return dict(zip(given, models.values(), strict=True))
 
@@ -92,7 +97,7 @@ def prompt_lines(text: str) -> list[str]:
     """The prompts, each once."""
     asked = list(dict.fromkeys(lines(text)))
     if not asked:
-        raise ValueError("Compare Models has no prompts: write one a line.")
+        raise ValueError("Write prompts, one a line.\nCompare Models has no prompts.")
     return asked
 
 

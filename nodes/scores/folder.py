@@ -36,7 +36,7 @@ def chosen_path(kind: str, file: str) -> Path:
         path = (folder / file).resolve()
         if path.exists() and path.is_relative_to(folder.resolve()):
             return path
-    raise ValueError(f'There is no "{file}" in models/{FOLDER} any more; choose another file, or "{AUTOMATIC}".')
+    raise ValueError(f'Choose another file, or "{AUTOMATIC}".\nThere is no "{file}" in models/{FOLDER} any more.')
 
 
 class HostedScorer(Scorer):

@@ -4,7 +4,8 @@ import json
 
 from comfy_api.latest import io
 
-from ...scores.load import KINDS, load_scorer
+from ...scores.load import KINDS, existing, load_scorer
+from ..host.errors import check_choice
 from ..host.folders import marks
 from ..host.sockets import ScorerSocket
 from .folder import AUTOMATIC, CLIP_VOCABULARY, HostedScorer, chosen_path, scorer_files
@@ -41,6 +42,13 @@ class ScoreLoadScorer(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, scorer, file):
         return [] if scorer in SPRITE_WORLD else marks(chosen_path(TITLES[scorer], file))
+
+    @classmethod
+    def validate_inputs(cls, scorer, file):
+        check_choice("scorer", scorer, [*TITLES, *SPRITE_WORLD])
+        if scorer in TITLES:
+            existing(TITLES[scorer], chosen_path(TITLES[scorer], file))
+        return True
 
     @classmethod
     def execute(cls, scorer, file) -> io.NodeOutput:

@@ -38,7 +38,6 @@ class ScoreReport(io.ComfyNode):
                 io.Image.Output("picture", tooltip="The report as one picture."),
                 io.String.Output("page", tooltip="Where the web page lies."),
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -53,7 +52,7 @@ class ScoreReport(io.ComfyNode):
         )
         with Image.open(picture) as drawn:
             image = to_image(drawn)
-        say(cls, f"The page: {page}")
+        say(f"The page: {page}")
         return io.NodeOutput(image, str(page), ui=ui.PreviewImage(image, cls=cls))
 
 
@@ -61,5 +60,7 @@ def inside_output(folder: str) -> Path:
     """The folder, where it lies in the host's output folder: a workflow from elsewhere must not write anywhere else."""
     output, path = Path(folder_paths.get_output_directory()).resolve(), Path(folder).resolve()
     if not path.is_relative_to(output):
-        raise ValueError(f'"{folder}" is not in the output folder ({output}); reports are made of runs that lie there.')
+        raise ValueError(
+            f'Connect the run of Compare Models.\n"{folder}" is not in the output folder, where such runs lie.'
+        )
     return path

@@ -39,7 +39,6 @@ class ScorePictures(io.ComfyNode):
                 io.Float.Output("best_score", tooltip="The number of the best picture."),
                 io.String.Output("scores", tooltip="Every picture's number in the order they came, as JSON."),
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -48,7 +47,7 @@ class ScorePictures(io.ComfyNode):
         asked = one_each(prompts, len(shown), "prompts") if scorer.needs_prompt else None
         numbers = scorer.score(shown, asked, to_pictures(references) if references is not None else None)
         order = sorted(range(len(numbers)), key=lambda i: -numbers[i])
-        say(cls, ranking(scorer.name, numbers, order))
+        say(ranking(scorer.name, numbers, order))
         report = {"scorer": scorer.record(), "scores": numbers, "prompts": asked, "order": order}
         return io.NodeOutput(
             pictures[order[:best]],

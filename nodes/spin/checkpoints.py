@@ -67,7 +67,7 @@ def load_onto(path: str, model, strength: float, say: Callable[[str], None] = la
     state = load_state(Path(path))
     if is_lora(state):
         if model is None:
-            raise ValueError(f'"{name}" is a LoRA: connect the model that it was trained on')
+            raise ValueError(f'Connect the model that the LoRA was trained on.\n"{name}" is a LoRA.')
         return with_lora(model, state, strength, name, say)
     network = network_of(state, name)
     network.cached_patcher_init = (load_network, (path,))
@@ -77,7 +77,7 @@ def load_onto(path: str, model, strength: float, say: Callable[[str], None] = la
 def network_of(state: dict[str, Tensor], name: str, disable_dynamic: bool = False):
     network = comfy.sd.load_diffusion_model_state_dict(state, disable_dynamic=disable_dynamic)
     if network is None:
-        raise ValueError(f'"{name}" is neither a LoRA nor a diffusion model that ComfyUI knows')
+        raise ValueError(f'Choose another checkpoint.\n"{name}" is neither a LoRA nor a model that ComfyUI knows.')
     return network
 
 
@@ -172,7 +172,7 @@ def save_lora(lora: dict[str, Tensor] | None, path: Path, metadata: dict[str, st
     """A LoRA as Load LoRA and Load SPIN Checkpoint read it."""
     if not lora:
         raise ValueError(
-            "there is no LoRA to save: connect the trainer's lora, or choose a U-Net format after full training"
+            "Connect the trainer's lora, or choose another format.\nThere is no LoRA to save: full training has none."
         )
     save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in lora.items()}, metadata)
 

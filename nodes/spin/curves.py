@@ -25,12 +25,11 @@ class SPINCurves(io.ComfyNode):
                 io.String.Output("verdict", display_name="verdict", tooltip="What they say, in a sentence or two."),
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, metrics) -> io.NodeOutput:
         found = json.loads(metrics)
         text, picture = verdict(found), to_image(draw_curves(found))
-        say(cls, text)
+        say(text)
         return io.NodeOutput(picture, text, ui=ui.PreviewImage(picture, cls=cls))

@@ -9,6 +9,7 @@ from PIL import Image
 from ...scores.sheet import Cell, sheet
 from ...spin_core.data import Dataset, Listed
 from ...spin_core.samples import Picture, Report, Sample, png_of
+from ..host.errors import NOT_CONNECTED, check_choice
 from ..host.folders import marks
 from ..host.pictures import to_image, to_pictures
 from ..host.progress import say
@@ -26,6 +27,10 @@ def data_places() -> list[str]:
     root = Path(folder_paths.get_input_directory())
     files = [file.relative_to(root).as_posix() for file in sorted(root.glob("*")) if file.suffix.lower() in DATA_FILES]
     return [FROM_GRAPH, *folder_paths.get_input_subfolders(), *files]
+
+
+def in_input(source: str) -> Path:
+    return Path(folder_paths.get_input_directory()) / source
 
 
 class SPINDataset(io.ComfyNode):
@@ -56,7 +61,6 @@ class SPINDataset(io.ComfyNode):
                 io.Image.Output("contact_sheet", display_name="contact sheet",
                     tooltip="The first pictures that were found."),
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -64,19 +68,25 @@ class SPINDataset(io.ComfyNode):
         """Reads again when a file of the folder has changed."""
         if source == FROM_GRAPH:
             return source
-        return marks(Path(folder_paths.get_input_directory()) / source)
+        return marks(in_input(source))
+
+    @classmethod
+    def validate_inputs(cls, source, images=NOT_CONNECTED):
+        check_choice("source", source, data_places())
+        if source == FROM_GRAPH and images is NOT_CONNECTED:
+            listed(None, "")
+        if source != FROM_GRAPH and next(Dataset(in_input(source)).samples(report := Report()), None) is None:
+            raise ValueError(f"Put captioned pictures into input/{source}.\n{report.text()}")
+        return True
 
     @classmethod
     def execute(cls, source, images=None, captions="", rejected=None) -> io.NodeOutput:
-        if source == FROM_GRAPH:
-            dataset = listed(images, captions, rejected)
-        else:
-            dataset = Dataset(Path(folder_paths.get_input_directory()) / source)
+        dataset = listed(images, captions, rejected) if source == FROM_GRAPH else Dataset(in_input(source))
         report, first = Report(), []
         for sample in dataset.samples(report):
             if sample.image is not None and len(first) < SHEET_PICTURES:
                 first.append(sample)
-        say(cls, report.text())
+        say(report.text())
         shown = to_image(contact_sheet(first))
         return io.NodeOutput(dataset, report.text(), shown, ui=ui.PreviewImage(shown, cls=cls))
 
@@ -84,10 +94,12 @@ class SPINDataset(io.ComfyNode):
 def listed(images, captions: str, rejected=None) -> Listed:
     """Pictures [B, H, W, 3] of the graph with their captions, and the worse ones of preference pairs."""
     if images is None:
-        raise ValueError(f'the source is "{FROM_GRAPH}": connect images, or choose a folder')
+        raise ValueError(f'Connect images, or choose a folder.\nThe source is "{FROM_GRAPH}".')
     texts = one_each(captions, len(images), "captions")
     if rejected is not None and len(rejected) != len(images):
-        raise ValueError(f"{len(images)} pictures have {len(rejected)} rejected ones: each needs its own")
+        raise ValueError(
+            f"Connect a rejected picture for each of the images.\n{len(images)} pictures have {len(rejected)} rejected ones."
+        )
     better = graph_pictures(images, "picture")
     worse = [None] * len(better) if rejected is None else graph_pictures(rejected, "rejected picture")
     label = None if rejected is None else 1.0

@@ -6,6 +6,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
+from ..host.errors import NOT_CONNECTED, check_choice
 from ..host.folders import free_path, marks
 from ..host.progress import say
 from ..host.sockets import LoraSocket
@@ -48,7 +49,6 @@ class LoadSPINCheckpoint(io.ComfyNode):
                 io.Model.Output("model",
                     tooltip="Use it with the base's own CLIP and VAE: self-play changes the U-Net alone.")
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -59,7 +59,7 @@ class LoadSPINCheckpoint(io.ComfyNode):
     def execute(cls, checkpoint, strength, model=None) -> io.NodeOutput:
         if strength == 0 and model is not None:
             return io.NodeOutput(model)
-        return io.NodeOutput(load_onto(path_of(checkpoint), model, strength, lambda text: say(cls, text)))
+        return io.NodeOutput(load_onto(path_of(checkpoint), model, strength, say))
 
 
 class SaveSPIN(io.ComfyNode):
@@ -86,17 +86,32 @@ class SaveSPIN(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, format, model=NOT_CONNECTED, lora=NOT_CONNECTED):
+        check_choice("format", format, FORMATS)
+        if lora is NOT_CONNECTED and format == FORMATS[0]:
+            save_lora(None, Path(), {})
+        if model is NOT_CONNECTED and format != FORMATS[0]:
+            check_model(None, format)
+        return True
+
+    @classmethod
     def execute(cls, filename_prefix, format, model=None, lora=None, metrics=None) -> io.NodeOutput:
         path = free_path(Path(folder_paths.get_output_directory()) / FOLDER, filename_prefix, "spin")
         metadata = {"format": "pt", **(file_metadata(json.loads(metrics)) if metrics else {})}
         if format == FORMATS[0]:
             path = path.with_name(path.name + ".safetensors")
             save_lora(lora, path, metadata)
-        elif model is None:
-            raise ValueError(f"{format} is written from the model: connect it")
-        elif format == FORMATS[1]:
+            return io.NodeOutput(str(path))
+        check_model(model, format)
+        if format == FORMATS[1]:
             path = path.with_name(path.name + ".safetensors")
             save_native(model, path, metadata)
         else:
             save_diffusers(model, path, metadata)
         return io.NodeOutput(str(path))
+
+
+def check_model(model, format: str) -> None:
+    """Raises: ValueError where a format of the whole model has none."""
+    if model is None:
+        raise ValueError(f"Connect the trained model.\n{format} is written from it.")

@@ -131,7 +131,9 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
         trained = Trained(*learnt(player, asked), metrics_of(game, asked, parent, run.folder), report)
         if game.stopped_by is not None:
             kept = keep_stopped(trained, run.folder)
-            say(f"Stopped; what was learnt is kept in {kept}. Queue again to go on from here.")
+            say(
+                f"{where_it_stopped(game)}, kept. Queue again to go on.\nIt is {os.path.relpath(kept, home())} in output/spin."
+            )
             raise game.stopped_by
         return trained
 
@@ -202,6 +204,13 @@ def learnt(player, asked: TrainingRun) -> tuple[dict | None, dict | None]:
     if asked.rank is not None:
         return player.lora_state_dict(), None
     return None, player.result()
+
+
+def where_it_stopped(game: Game) -> str:
+    """The round and its step, or the round whose pictures were being drawn."""
+    if len(game.rounds) < len(game.opponents):
+        return f"Stopped in round {len(game.opponents)}'s pictures"
+    return f"Stopped at step {game.rounds[-1].step} of round {len(game.rounds)}"
 
 
 def keep_stopped(trained: Trained, folder: Path) -> Path:

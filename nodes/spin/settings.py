@@ -16,17 +16,18 @@ class PlayOptions:
     pairs: PairOptions = field(default_factory=PairOptions)
 
 
-def per_round(text: str | int | float, name: str, kind: type) -> tuple:
+def per_round(text: str | int | float, name: str) -> tuple:
     """ "2000, 5000" as numbers, one a round; a number as that for all. ValueError where it is no list of numbers."""
     try:
-        values = tuple(kind(part) for part in str(text).replace(";", ",").split(",") if part.strip())
+        values = tuple(KINDS[name](part) for part in str(text).replace(";", ",").split(",") if part.strip())
     except ValueError:
         values = ()
     if not values:
-        raise ValueError(f'{name} "{text}" is no list of numbers: write one, or one a round, as in "{EXAMPLES[name]}"')
+        raise ValueError(f'Write {name} as numbers, as in "{EXAMPLES[name]}".\n{name} "{text}" is no list of numbers.')
     return values
 
 
+KINDS = {"steps": int, "beta": float, "learning_rate": float}
 EXAMPLES = {"steps": "50, 500, 200", "beta": "2000, 5000", "learning_rate": "2e-5, 1e-5"}
 
 
@@ -35,9 +36,9 @@ def round_settings(
 ) -> RoundSettings:
     """steps, learning_rate, beta: a number, or text with one a round."""
     return RoundSettings(
-        steps=per_round(steps, "steps", int),
-        beta=per_round(beta, "beta", float),
-        lr=per_round(learning_rate, "learning_rate", float),
+        steps=per_round(steps, "steps"),
+        beta=per_round(beta, "beta"),
+        lr=per_round(learning_rate, "learning_rate"),
         batch_size=batch_size,
         warmup_steps=options.warmup_steps,
         decay=options.decay,

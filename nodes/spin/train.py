@@ -5,6 +5,7 @@ import json
 from comfy_api.latest import io
 
 from ...spin_core.curves import verdict
+from ..host.errors import check_bounds
 from ..host.options import TrainingOptions
 from ..host.progress import say
 from ..host.sockets import (
@@ -18,7 +19,7 @@ from ..host.sockets import (
 from ..host.texts import lines
 from .captions import OpponentSampling
 from .session import TrainingRun, train, with_learnt
-from .settings import PlayOptions, round_settings
+from .settings import KINDS, PlayOptions, per_round, round_settings
 
 LORA, FULL = "LoRA", "full"
 ONE_ROUND, SEVERAL_ROUNDS = "one round", "several rounds"
@@ -113,8 +114,16 @@ class TrainSPIN(io.ComfyNode):
                 *training_inputs(),
             ],
             outputs=training_outputs(),
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, play, **others):
+        """The lists of several rounds. The host cannot name an option's inputs alone, and then checks no bounds at all."""
+        check_bounds(training_inputs(), others)
+        for name in KINDS:
+            if play.get(name) is not None:
+                per_round(play[name], name)
+        return True
 
     @classmethod
     def execute(
@@ -151,7 +160,6 @@ class TrainBaseline(io.ComfyNode):
                 *training_inputs(),
             ],
             outputs=training_outputs(),
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -194,7 +202,7 @@ def asked_for(
 
 def run_training(cls, model, clip, vae, dataset, asked: TrainingRun) -> io.NodeOutput:
     """From a run to the nodes' outputs."""
-    trained = train(model, clip, vae, dataset, asked, lambda text: say(cls, text))
+    trained = train(model, clip, vae, dataset, asked, say)
     losses = [step["metrics"]["loss"] for steps in trained.metrics["rounds"] for step in steps]
-    say(cls, f"{trained.report.text()}\n{verdict(trained.metrics)}")
+    say(f"{trained.report.text()}\n{verdict(trained.metrics)}")
     return io.NodeOutput(with_learnt(model, trained), trained.lora, {"loss": losses}, json.dumps(trained.metrics))

@@ -19,7 +19,6 @@ class ApplyViCo(io.ComfyNode):
             description="Lets the model look at the reference while it draws. Encode the prompt, with the trigger "
             "word in it, by the CLIP that comes out.",
             search_aliases=["ip-adapter", "subject", "reference", "vico"],
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model",
                     tooltip="The checkpoint that the concept was trained on, or one of its family. LoRAs may come "
@@ -63,5 +62,5 @@ class ApplyViCo(io.ComfyNode):
             return io.NodeOutput(model, clip)
         settings = ApplySettings(strength, start_percent, end_percent, mask, effect_mask=effect_mask, **more)
         subject = make_subject(model, clip, concept, reference, settings)
-        say(cls, describe_cost(subject, model))
+        say(describe_cost(subject, model))
         return io.NodeOutput(attach(model, subject), with_trigger(clip, subject.trigger))

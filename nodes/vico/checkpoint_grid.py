@@ -10,7 +10,7 @@ from ..host.sampling import Sampling
 from ..host.sockets import ReferenceSocket
 from ..host.texts import lines
 from .drawing import draw_with_concept
-from .runs import checkpoint_files
+from .runs import checkpoint_files, existing_checkpoints
 
 SMALLEST_CELL = 256  # pixels: small pictures are shown larger, so that the prompts above them can be read
 
@@ -53,12 +53,12 @@ class ViCoCheckpointGrid(io.ComfyNode):
         return marks(*checkpoint_files(run)) if isinstance(run, str) else []
 
     @classmethod
+    def validate_inputs(cls, run):
+        return run is None or bool(existing_checkpoints(run))
+
+    @classmethod
     def execute(cls, model, clip, vae, reference, run, prompts, seed, seeds, steps, cfg) -> io.NodeOutput:
-        files = checkpoint_files(run)
-        if not files:
-            raise ValueError(
-                f'There is no checkpoint in models/vico/{run}. Take the name from Train ViCo\'s output "run".'
-            )
+        files = existing_checkpoints(run)
         chosen, drawn_seeds = lines(prompts), [seed + i for i in range(seeds)]
         sampling, names, rows = Sampling(steps=steps, cfg=cfg), [], []
         for file in files:

@@ -32,12 +32,12 @@ def check_reference(image, mask) -> None:
     height, width = image.shape[1:3]
     if min(height, width) < SMALLEST_SIDE:
         raise ValueError(
-            f"The reference picture is {width}×{height} pixels: too small to show an object. Use one of {SMALLEST_SIDE} pixels or more a side."
+            f"Use a picture of {SMALLEST_SIDE} pixels or more a side.\nThe reference picture is {width}×{height} pixels: too small to show an object."
         )
     if not torch.isfinite(image).all():
-        raise ValueError("The reference picture holds NaN or infinity: the node that made it went wrong.")
+        raise ValueError("Look at the node that made the reference picture.\nIt holds NaN or infinity.")
     if mask is not None and not (mask.flatten(1).amax(1) > 0).all():
-        raise ValueError("The reference's mask is empty: paint the object white in it, or leave the mask away.")
+        raise ValueError("Paint the object white, or connect no mask.\nThe reference's mask is empty.")
 
 
 def mask_of(mask, i: int):

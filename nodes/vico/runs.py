@@ -59,8 +59,8 @@ class RunFiles:
         if not self.concept_file(steps).is_file():
             kept = ", ".join(str(int(path.stem[5:])) for path in checkpoint_files(self.run))
             raise ValueError(
-                f"This training has gone to step {newest} already, and step {steps} was not kept. "
-                f"Choose one of the steps {kept}, or give the run another name to start again."
+                f"Set steps to one that was kept, or change the run's name.\n"
+                f"It has gone to step {newest} already, and step {steps} was not kept, but {kept}."
             )
         history = read_state(self.states.file(newest))["history"][:steps]
         losses = [report["metrics"]["loss"] for report in history]
@@ -71,10 +71,17 @@ def concepts_folder(run: str) -> Path:
     """models/vico/<run>. ValueError where the name leads elsewhere."""
     folder = (home() / run).resolve()
     if folder.parent != home().resolve():
-        raise ValueError(f'"{run}" is not the name of a ViCo run: it must be a folder in models/{FOLDER}.')
+        raise ValueError(f'Connect the run of Train ViCo.\n"{run}" is not the name of a ViCo run in models/{FOLDER}.')
     return folder
 
 
 def checkpoint_files(run: str) -> list[Path]:
     """The kept concepts of a run, by step."""
     return sorted(concepts_folder(run).glob("step-*.safetensors"))
+
+
+def existing_checkpoints(run: str) -> list[Path]:
+    """The same. ValueError where there is none."""
+    if not (files := checkpoint_files(run)):
+        raise ValueError(f"Connect the run of Train ViCo.\nThere is no checkpoint in models/{FOLDER}/{run}.")
+    return files

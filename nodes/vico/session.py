@@ -106,7 +106,9 @@ def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say) -
     concept = concept_now(training.step)
     path = files.keep(concept)
     if training.stopped_by is not None:
-        say(f"Stopped after step {training.step}, which is kept in {path}. Queue again to go on from there.")
+        say(
+            f"Stopped at step {training.step}, kept. Queue again to go on.\nIt is {path.parent.name}/{path.name} in models/vico."
+        )
         raise training.stopped_by
     return Outcome(concept, [report.loss for report in training.history], files.run)
 
@@ -143,8 +145,8 @@ def start_words(clip, initialiser: str) -> dict[str, Tensor]:
     for encoder, ids in plain_ids(clip, initialiser.strip()).items():
         if len(ids) != 1 or not isinstance(ids[0], int):
             raise ValueError(
-                f'The initialiser word "{initialiser}" is {len(ids)} tokens to this model\'s tokenizer; it must be one. '
-                'Choose a single everyday word for what the object is, such as "toy", "dog" or "cup".'
+                'Choose one everyday word, such as "toy", "dog" or "cup".\n'
+                f'The initialiser "{initialiser}" is {len(ids)} tokens to the tokenizer; it must be one.'
             )
         model = getattr(clip.cond_stage_model, f"clip_{encoder}", clip.cond_stage_model)
         words[encoder] = model.transformer.get_input_embeddings().weight[ids[0]][None].float()

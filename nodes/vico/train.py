@@ -25,7 +25,6 @@ class TrainViCo(io.ComfyNode):
             "details in a photo. The model itself stays as it is.",
             search_aliases=["personalization", "dreambooth", "textual inversion", "train", "vico"],
             is_input_list=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model",
                     tooltip="The checkpoint to learn beside: SD1.x, SD2.x or SDXL. It is not changed."),
@@ -86,16 +85,28 @@ class TrainViCo(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, placeholder, preview_prompts=(None,), captions=(None,)):
+        """What is typed, and not linked: every prompt has the word in it."""
+        if placeholder[0]:
+            check_prompts(placeholder[0].strip(), *lines(preview_prompts[0] or ""), *lines(captions[0] or ""))
+        return True
+
+    @classmethod
     def execute(cls, photos, masks=None, **inputs) -> io.NodeOutput:
         given = {name: values[0] for name, values in inputs.items()}
         models = (given.pop("model"), given.pop("clip"), given.pop("vae"))
         pictures = flatten_pictures(photos, masks)
         if len(pictures) == 1:
-            say(cls, "One photo: it is its own reference, and its background is learnt with it. Add more.")
-        outcome = train_concept(*models, pictures, asked_for(**given), lambda text: say(cls, text))
+            say("One photo: it is its own reference, and its background is learnt with it. Add more.")
+        outcome = train_concept(*models, pictures, asked_for(**given), say)
         curve = to_image(loss_curve(outcome.losses))
         shown = ui.PreviewImage(curve, cls=cls)
         return io.NodeOutput(outcome.concept, {"loss": outcome.losses}, curve, outcome.run, ui=shown)
+
+
+def check_prompts(placeholder: str, *texts: str) -> None:
+    for text in texts:
+        check_prompt(text, placeholder)
 
 
 def asked_for(
@@ -109,10 +120,11 @@ def asked_for(
     """The node's inputs as a run. ValueError where a prompt lacks the placeholder, or an option is none of ViCo's."""
     placeholder, options = placeholder.strip(), training_options or TrainingOptions()
     if options.caption_dropout:
-        raise ValueError("Train ViCo has no caption dropout, since the caption carries its word: set it to 0.")
+        raise ValueError(
+            "Set caption_dropout to 0 in Training Options.\nTrain ViCo has no caption dropout: captions carry its word."
+        )
     prompts, captions = lines(preview_prompts), lines(captions)
-    for text in (*prompts, *captions):
-        check_prompt(text, placeholder)
+    check_prompts(placeholder, *prompts, *captions)
     return TrainingRun(
         TrainSettings(placeholder=placeholder, captions=captions, **settings), options, run_name, prompts
     )

@@ -32,7 +32,7 @@ def flatten_pictures(photos: list, masks: list | None) -> list[Picture]:
     areas = [mask.float().cpu() for batch in masks for mask in batch] if masks else [None] * len(images)
     if len(areas) != len(images):
         raise ValueError(
-            f"There are {len(images)} photos and {len(areas)} masks: give one mask a photo, or none at all."
+            f"Connect one mask a photo, or none at all.\nThere are {len(images)} photos and {len(areas)} masks."
         )
     for number, (image, mask) in enumerate(zip(images, areas, strict=True), start=1):
         check_photo(number, image, mask)
@@ -43,12 +43,12 @@ def check_photo(number: int, image: torch.Tensor, mask: torch.Tensor | None) -> 
     height, width = image.shape[:2]
     if min(height, width) < SMALLEST_SIDE:
         raise ValueError(
-            f"Photo {number} is {width}×{height} pixels: too small to learn from. Use photos of {SMALLEST_SIDE} pixels or more a side."
+            f"Use photos of {SMALLEST_SIDE} pixels or more a side.\nPhoto {number} is {width}×{height} pixels: too small to learn from."
         )
     if not torch.isfinite(image).all():
-        raise ValueError(f"Photo {number} holds NaN or infinity: the node that made it went wrong.")
+        raise ValueError(f"Look at the node that made photo {number}.\nIt holds NaN or infinity.")
     if mask is not None and not mask.max() > 0:
-        raise ValueError(f"The mask of photo {number} is empty: paint the object white in it, or connect no masks.")
+        raise ValueError(f"Paint the object white, or connect no masks.\nThe mask of photo {number} is empty.")
 
 
 def encode_photos(vae, model, pictures: list[Picture], size: int) -> Photos:

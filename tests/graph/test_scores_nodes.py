@@ -94,7 +94,7 @@ def test_prompts_that_do_not_fit_are_said(call, scorers, prompts, sentence):
 
 
 def test_a_missing_scorer_says_what_to_put_where(call, scorers):
-    with pytest.raises(ValueError, match=r"HPS v2.1 is not here. Put the file HPS_v2.1_compressed.pt into .*scorers"):
+    with pytest.raises(ValueError, match=r"Put HPS_v2.1_compressed.pt into .*scorers.\nHPS v2.1 is not here"):
         call("ScoreLoadScorer", scorer="HPS v2.1", file="automatic")
 
 
@@ -188,8 +188,8 @@ def test_a_report_outside_the_output_folder_is_refused(call, output, tmp_path):
 @pytest.mark.parametrize(
     "changed, sentence",
     [
-        ({"names": "base"}, "2 models need 2 different names"),
-        ({"names": "a, a"}, "2 models need 2 different names"),
+        ({"names": "base"}, "Write 2 different names"),
+        ({"names": "a, a"}, "Write 2 different names"),
         ({"prompts": " \n"}, "no prompts"),
     ],
 )

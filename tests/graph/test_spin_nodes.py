@@ -259,7 +259,7 @@ def test_memory_savers_learn_the_same(play, changes):
 def test_dataset_of_the_graph_needs_matching_captions(call):
     with pytest.raises(ValueError, match="4 pictures have 2 captions"):
         call("SPINDataset", source="pictures from the graph", images=pictures(), captions="a\nb")
-    with pytest.raises(ValueError, match="connect images"):
+    with pytest.raises(ValueError, match="Connect images"):
         call("SPINDataset", source="pictures from the graph")
 
 
@@ -365,7 +365,7 @@ def test_loras_of_every_dialect_are_taken_whole(call, play, spin_folder, dialect
 
 def test_lora_needs_its_own_base(call, play, spin_folder):
     path = call("SPINSave", filename_prefix="mine", format="ComfyUI LoRA", lora=play(tiny())[1])[0]
-    with pytest.raises(ValueError, match="is a LoRA: connect the model"):
+    with pytest.raises(ValueError, match="Connect the model that the LoRA was trained on"):
         load(call, spin_folder, path)
     with pytest.raises(ValueError, match="trained on another base"):
         load(call, spin_folder, path, model=tiny("flux"))
@@ -376,7 +376,7 @@ def test_lora_needs_its_own_base(call, play, spin_folder):
 def test_saving_says_what_is_missing(call):
     with pytest.raises(ValueError, match="no LoRA to save"):
         call("SPINSave", filename_prefix="x", format="ComfyUI LoRA")
-    with pytest.raises(ValueError, match="connect it"):
+    with pytest.raises(ValueError, match="Connect the trained model"):
         call("SPINSave", filename_prefix="x", format="native U-Net")
     with pytest.raises(ValueError, match="only U-Nets"):
         call("SPINSave", filename_prefix="x", format="diffusers folder", model=tiny("flux"))

@@ -231,7 +231,7 @@ def test_fewer_steps_than_the_run_has_gone_give_the_kept_step_or_a_sentence(trai
     whole, losses, _, _ = train(steps=4, checkpoint_every=2)
     second, earlier, _, _ = train(steps=2, checkpoint_every=2)
     assert second.step == 2 and earlier["loss"] == losses["loss"][:2] and not same_bits(second, whole)
-    with pytest.raises(ValueError, match=r"step 4 already, and step 3 was not kept.*2, 4"):
+    with pytest.raises(ValueError, match=r"step 4 already, and step 3 was not kept, but 2, 4"):
         train(steps=3)
 
 
@@ -299,12 +299,12 @@ def test_photos_of_several_sizes_and_with_alpha(train):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"initialiser": "teddybear plush"}, "must be one"),
+        ({"initialiser": "teddybear plush"}, "it must be one"),
         ({"initialiser": ""}, "0 tokens"),
         ({"placeholder": "two words"}, "split into 2 tokens"),
         ({"images": photos(2, (16, 64))}, "Photo 1 is 64×16 pixels"),
         ({"images": photos(2) * float("nan")}, "NaN"),
-        ({"masks": [torch.ones(2, 96, 96)]}, "3 photos and 2 masks"),
+        ({"masks": [torch.ones(2, 96, 96)]}, "There are 3 photos and 2 masks"),
         ({"masks": [torch.zeros(3, 96, 96)]}, "mask of photo 1 is empty"),
         ({"preview_prompts": "a photo"}, "does not contain the trigger word"),
         ({"caption_dropout": 0.1}, "no caption dropout"),

@@ -1,0 +1,56 @@
+"""Errors where the person looks: on the node itself, before the host shows them elsewhere."""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Sequence
+
+import folder_paths
+
+from .progress import say
+
+MARK = "Error: "  # web/words.js takes what begins so off the nodes when the next run starts
+LINES = 2
+NOT_CONNECTED = object()  # what validate_inputs sees where nothing is connected; the host gives it None for a link
+
+
+def errors_on_it(node: type) -> type:
+    """The node, whose errors stand on it: those of its run, and those that are known before one."""
+    for name in {"execute", "validate_inputs"} & vars(node).keys():
+        setattr(node, name, classmethod(telling(vars(node)[name].__func__)))
+    return node
+
+
+def telling(method: Callable) -> Callable:
+    """The method, which says its error on the node before the error goes on."""
+
+    @functools.wraps(method)
+    def told(*args, **inputs):
+        try:
+            return method(*args, **inputs)
+        except Exception as error:
+            say(MARK + on_a_node(error))
+            raise
+
+    told.__signature__ = inspect.signature(method)  # the host checks no more inputs by it than the node itself
+    return told
+
+
+def on_a_node(error: Exception) -> str:
+    """What an error says, in two lines and without the folders above ComfyUI's own."""
+    text = (str(error) or type(error).__name__).replace(folder_paths.base_path + os.sep, "")
+    return "\n".join(text.splitlines()[:LINES])
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises: ValueError where a list has not what it was chosen from. The host leaves that to a node that checks the input."""
+    if value is not None and value not in choices:
+        raise ValueError(f'Choose {name} again.\n"{value}" is not in its list, or no longer.')
+
+
+def check_bounds(inputs: Sequence, values: dict) -> None:
+    """Raises: ValueError where a number is not between its input's bounds, as the host says it for other nodes."""
+    for slot in inputs:
+        low, high, value = getattr(slot, "min", None), getattr(slot, "max", None), values.get(slot.id)
+        if None not in (low, high, value) and not low <= value <= high:
+            raise ValueError(f"Set {slot.id} to {low} at least, and {high} at most.\nIt is {value}.")
