@@ -25,11 +25,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..intake import open_picture
+from ..intake import Report, open_picture
 from ..scores.prompts import read_prompts
 from ..scores.run import Run
 from ..spin_core.data import Dataset
-from ..spin_core.samples import Report
 from ..spin_core.store import TensorStore
 from ..train_core import CheckpointFolder, save_tensors
 from ..vico_core import ImageAttention, ViCoConcept

@@ -4,14 +4,18 @@ A reader takes regular files only, tells what a file is by its content, holds it
 raises `BadFile` with a sentence that names the file and says what to do. Imports no other room and no host.
 """
 
+from .captioned import Captioned, captioned_folder, captioned_table, table_of
 from .captions import CAPTION_ENDINGS, captions_beside, captions_of
 from .files import BadFile, check_file, files_below, inside, leads_out, pictures_below, read_bytes
 from .limits import LIMITS, Limits
 from .parquet import open_parquet, parquet_rows
-from .pictures import PICTURE_ENDINGS, open_picture
+from .pictures import PICTURE_ENDINGS, BadPicture, open_picture
 from .prompts import read_prompts
+from .report import Report
 from .tables import PROMPT_COLUMNS, Problem, Row, read_json, read_rows, value_of
+from .tars import captioned_tar
 from .texts import decode_text, lines_of, read_text
+from .workflows import is_node, positive_prompts, prompt_of_picture
 
 __all__ = [
     "CAPTION_ENDINGS",
@@ -19,25 +23,35 @@ __all__ = [
     "PICTURE_ENDINGS",
     "PROMPT_COLUMNS",
     "BadFile",
+    "BadPicture",
+    "Captioned",
     "Limits",
     "Problem",
+    "Report",
     "Row",
+    "captioned_folder",
+    "captioned_table",
+    "captioned_tar",
     "captions_beside",
     "captions_of",
     "check_file",
     "decode_text",
     "files_below",
     "inside",
+    "is_node",
     "leads_out",
     "lines_of",
     "open_parquet",
     "open_picture",
     "parquet_rows",
     "pictures_below",
+    "positive_prompts",
+    "prompt_of_picture",
     "read_bytes",
     "read_json",
     "read_prompts",
     "read_rows",
     "read_text",
+    "table_of",
     "value_of",
 ]

@@ -1,9 +1,12 @@
-"""Captions beside pictures: .txt, .caption and .json of the same name, or the word in a folder's name."""
+"""Captions: in a .txt, .caption or .json of the picture's name, beside it or in the same archive."""
 
+import json
 from pathlib import Path
 
-from .tables import PROMPT_COLUMNS, read_json, value_of
-from .texts import read_text
+from .files import BadFile, read_bytes
+from .limits import LIMITS
+from .tables import PROMPT_COLUMNS, value_of
+from .texts import decode_text
 
 CAPTION_ENDINGS = (".txt", ".caption", ".json")  # the first that is there
 
@@ -14,15 +17,24 @@ def captions_of(value) -> tuple[str, ...]:
     return tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
 
 
-def captions_beside(picture: Path) -> tuple[str, ...]:
-    """The captions of the file beside a picture, () where there is none. Raises: BadFile.
+def captions_in(content: bytes, name: str) -> tuple[str, ...]:
+    """The captions of a caption file. Raises: BadFile.
 
     .json: an object with text, prompt or caption, or these texts themselves.
     """
+    text = decode_text(content, name)
+    if not name.lower().endswith(".json"):
+        return captions_of(text)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f'"{name}" is no JSON ({error})') from error
+    return captions_of(value_of(found, PROMPT_COLUMNS) if isinstance(found, dict) else found)
+
+
+def captions_beside(picture: Path) -> tuple[str, ...]:
+    """The captions of the file beside a picture, () where there is none. Raises: BadFile."""
     beside = next((path for path in map(picture.with_suffix, CAPTION_ENDINGS) if path.is_file()), None)
     if beside is None:
         return ()
-    if beside.suffix != ".json":
-        return captions_of(read_text(beside))
-    found = read_json(beside)
-    return captions_of(value_of(found, PROMPT_COLUMNS) if isinstance(found, dict) else found)
+    return captions_in(read_bytes(beside, LIMITS.text_bytes), beside.name)

@@ -13,6 +13,7 @@ class Limits:
     picture_pixels: int = 50_000_000  # decoded and laid on white that is some 450 MB
     text_bytes: int = 1 * MB  # a caption or a list of captions beside a picture
     table_bytes: int = 4096 * MB  # rows are streamed
+    archive_bytes: int = 256 * 1024 * MB  # streamed, a member at a time
     weights_bytes: int = 256 * 1024 * MB  # mapped, not read whole
     json_bytes: int = 64 * MB  # read whole
     field_characters: int = 1_000_000  # of a table's cell; csv's own bound is 131,072

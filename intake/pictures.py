@@ -26,8 +26,16 @@ UPRIGHT = {
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, MemoryError)
 
 
+class BadPicture(BadFile):
+    """A picture that cannot be used: its name, and what is wrong with it."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f'picture "{name}" {reason}')
+        self.name, self.reason = name, reason
+
+
 def open_picture(source: Path | bytes, name: str) -> Image.Image:
-    """The first frame of a picture's file or of its bytes as RGB. BadFile names it by `name`.
+    """The first frame of a picture's file or of its bytes as RGB. BadPicture names it by `name`.
 
     EXIF's orientation is applied, transparency lies on white, 16 bits become 8, floats of 0..1 become 0..255.
     """
@@ -38,9 +46,9 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
     except BadFile:
         raise
     except UnidentifiedImageError as error:
-        raise BadFile(f'picture "{name}" does not decode (it is none of {", ".join(FORMATS)})') from error
+        raise BadPicture(name, f"does not decode (it is none of {', '.join(FORMATS)})") from error
     except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise BadFile(f'picture "{name}" does not decode ({error})') from error
+        raise BadPicture(name, f"does not decode ({error})") from error
 
 
 def open_source(source: Path | bytes):
@@ -57,9 +65,9 @@ def known_formats() -> list[str]:
 
 def check_size(image: Image.Image, name: str) -> None:
     if image.width * image.height > LIMITS.picture_pixels:
-        raise BadFile(
-            f'picture "{name}" has {image.width} x {image.height} pixels; at most {LIMITS.picture_pixels:,} are read. '
-            "Make it smaller"
+        raise BadPicture(
+            name,
+            f"has {image.width} x {image.height} pixels; at most {LIMITS.picture_pixels:,} are read. Make it smaller",
         )
 
 
@@ -84,13 +92,13 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def as_bytes(values: np.ndarray, name: str) -> np.ndarray:
-    """Grey values of 16 bits or of floats as uint8. BadFile where they are no brightness.
+    """Grey values of 16 bits or of floats as uint8. BadPicture where they are no brightness.
 
     Integers are of 16 bits. Floats up to 1 are shares of white; up to 255, bytes; up to 65535, of 16 bits.
     """
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 65535):  # NaN too
-        raise BadFile(f'picture "{name}" has values that are no brightness ({low:g} to {high:g})')
+        raise BadPicture(name, f"has values that are no brightness ({low:g} to {high:g})")
     is_float = np.issubdtype(values.dtype, np.floating)
     white = 1.0 if is_float and high <= 1 else 255.0 if is_float and high <= 255 else 65535.0
     return (values.astype(np.float32) * (255 / white)).round().astype(np.uint8)

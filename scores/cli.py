@@ -1,9 +1,11 @@
 """vico-spin evaluate | report"""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from ..intake import Report
 from . import evaluate as evaluation
 from . import samples, vico_protocol
 from .load import KINDS, existing, find, load_scorer
@@ -20,7 +22,7 @@ where the prompts come from
                              LIST: .txt, .csv, PartiPrompts.tsv, HPD .json (or a folder with a .json for each style, and
                              pictures in FOLDER/<style>/), Pick-a-Pic .parquet (each caption once)
   FOLDER/metadata.jsonl      (or .csv) with file_name, text and, where there is one, seed
-  FOLDER/name.txt            beside every picture
+  FOLDER/name.txt            (or .caption, .json) beside a picture, or the graph in a PNG that ComfyUI saved
 
 examples
   vico-spin evaluate --scorer pickscore --scorer hps-v2.1 --prompts PartiPrompts.tsv \\
@@ -121,18 +123,19 @@ def add_report(commands) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     folders = named_folders(arguments.pictures)
+    reports = {name: Report() for name in folders}
     paths = dict(kind_and_path(text) for text in arguments.scorer)
     if arguments.vico:
-        asked, loaders, facts = vico(arguments, folders, paths)
+        asked, loaders, facts = vico(arguments, folders, paths, reports)
     else:
         if not paths:
             raise ValueError(f"Give at least one --scorer: {', '.join(KINDS)}.")
-        asked = plain_samples(arguments, folders)
+        asked = plain_samples(arguments, folders, reports)
         loaders, facts = [loader(arguments, kind, path) for kind, path in paths.items()], {}
     run = Run(arguments.out)
     run.describe(**facts)
     evaluation.evaluate(run, asked, [prepared(load, arguments) for load in loaders])
-    tell_errors(run)
+    tell(run, folders, reports)
 
 
 def named_folders(texts: list[str]) -> dict[str, Path]:
@@ -176,33 +179,47 @@ def prepared(load, arguments: argparse.Namespace):
     return loaded
 
 
-def plain_samples(arguments: argparse.Namespace, folders: dict[str, Path]) -> list[samples.Sample]:
+def plain_samples(
+    arguments: argparse.Namespace, folders: dict[str, Path], reports: dict[str, Report]
+) -> list[samples.Sample]:
     found = []
     for name, folder in folders.items():
-        found += prompted_samples(name, folder, arguments.prompts, arguments.layout, arguments.first_number)
+        found += prompted_samples(
+            name, folder, arguments.prompts, arguments.layout, arguments.first_number, reports[name]
+        )
     return evaluation.with_references(found, arguments.references) if arguments.references else found
 
 
 def prompted_samples(
-    name: str, folder: Path, prompts: Path | None, layout: str | None, first: int | None = None
+    name: str,
+    folder: Path,
+    prompts: Path | None,
+    layout: str | None,
+    first: int | None = None,
+    report: Report | None = None,
 ) -> list[samples.Sample]:
     """The folder's pictures with their prompts; for a folder of lists (HPDv2's styles), style by style."""
     if prompts is None:
-        return samples.samples_of(name, folder, None, layout)
+        return samples.samples_of(name, folder, None, layout, report=report)
     if not prompts.is_dir():
-        return samples.samples_of(name, folder, read_prompts(prompts), layout, first)
+        return samples.samples_of(name, folder, read_prompts(prompts), layout, first, report)
     lists = sorted(prompts.glob("*.json"))
     if not lists:
         raise ValueError(f'The folder "{prompts}" has no .json prompt lists, one for each style.')
     styles = ((folder / style.stem, read_prompts(style)) for style in lists)
-    return [s for where, listed in styles for s in samples.samples_of(name, where, listed, layout, first)]
+    return [s for where, listed in styles for s in samples.samples_of(name, where, listed, layout, first, report)]
 
 
-def vico(arguments: argparse.Namespace, folders: dict[str, Path], paths: dict[str, Path | None]):
+def vico(
+    arguments: argparse.Namespace,
+    folders: dict[str, Path],
+    paths: dict[str, Path | None],
+    reports: dict[str, Report],
+):
     """ViCo's evaluation: samples with their concepts' photos, the protocol's scorers, facts for the run."""
     data, asked = vico_protocol.read_data(arguments.vico), []
     for name, folder in folders.items():
-        found = vico_protocol.samples_of(name, folder, data, arguments.protocol, arguments.layout)
+        found = vico_protocol.samples_of(name, folder, data, arguments.protocol, arguments.layout, reports[name])
         for sentence in vico_protocol.gaps(found):
             print(f"{name} is incomplete: {sentence}")
         asked += found
@@ -211,10 +228,14 @@ def vico(arguments: argparse.Namespace, folders: dict[str, Path], paths: dict[st
     return asked, loaders, {"protocol": f"ViCo, {arguments.protocol}"}
 
 
-def tell_errors(run: Run) -> None:
-    broken = {row["error"] for row in run.rows if "error" in row}
-    for sentence in sorted(broken):
-        print(f"left out: {sentence}")
+def tell(run: Run, folders: dict[str, Path], reports: dict[str, Report]) -> None:
+    """What was left out of every model's pictures, and where the scores are."""
+    for (model, picture), reason in evaluation.broken(run).items():
+        if model in reports:
+            reports[model].kept -= 1
+            reports[model].leave_out(os.path.relpath(picture, folders[model]), reason)
+    for name, report in reports.items():
+        print(f"{name}: {report.text()}")
     print(f"{len(run.known)} scores in {run.folder / 'scores.jsonl'}")
 
 

@@ -74,6 +74,16 @@ def score_chunk(scorer: Scorer, asked: Sequence[Asked]) -> list[dict]:
     return [row for _, _, row in asked]
 
 
+def broken(run: Run) -> dict[tuple[str, str], str]:
+    """{(model, picture): why it has no score}, for pictures that were not mended since."""
+    scored = {(row["by"], row["model"], row["picture"]) for row in run.rows if "score" in row}
+    return {
+        (row["model"], row["picture"]): row["error"].removeprefix(f'picture "{row["picture"]}" ')
+        for row in run.rows
+        if "error" in row and (row["by"], row["model"], row["picture"]) not in scored
+    }
+
+
 def decoded_references(scorer: Scorer, samples: Sequence[Sample]) -> list[Image.Image] | None:
     if not (scorer.needs_references and samples):
         return None

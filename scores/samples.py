@@ -1,20 +1,20 @@
 """Which pictures there are and what each was made from: model, prompt, seed, photos of the real thing."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..intake import (
     PICTURE_ENDINGS,
-    PROMPT_COLUMNS,
     BadFile,
-    Problem,
-    captions_beside,
-    inside,
-    pictures_below,
-    read_rows,
-    value_of,
+    Captioned,
+    Report,
+    captioned_folder,
+    captioned_table,
+    files_below,
+    leads_out,
+    table_of,
 )
 
 LAYOUTS = ("{prompt}_{seed}", "{prompt}-{seed}", "{prompt}/{seed}", "{prompt}")
@@ -33,25 +33,39 @@ class Sample(NamedTuple):
 
 
 def samples_of(
-    model: str, folder: Path, prompts: Sequence[str] | None, layout: str | None, first: int | None = None
+    model: str,
+    folder: Path,
+    prompts: Sequence[str] | None,
+    layout: str | None,
+    first: int | None = None,
+    report: Report | None = None,
 ) -> list[Sample]:
-    """A folder's pictures with their prompts: from a prompt list, from metadata.jsonl or .csv, or from .txt files.
+    """A folder's pictures with their prompts: from a prompt list, from metadata.jsonl or .csv, or from beside or in the pictures.
 
     With a list, the file's name holds the prompt's number: 00012.png, 00012_3.png (seed 3), 00012/3.png, or `layout`;
-    first: the number of the list's first prompt, 0 where it is not given.
+    first: the number of the list's first prompt, 0 where it is not given. report: what is left out and why.
+    Raises: BadFile where nothing is left.
     """
+    folder, report = Path(folder), Report() if report is None else report
+    if not folder.is_dir():
+        raise BadFile(f'There is no folder "{folder}".')
     if prompts is not None:
-        return listed_samples(model, folder, prompts, layout, first)
-    for name in ("metadata.jsonl", "metadata.csv"):
-        if (Path(folder) / name).is_file():
-            return metadata_samples(model, Path(folder) / name)
-    return captioned_samples(model, folder)
+        samples = listed_samples(model, folder, prompts, layout, first, report)
+    elif table := table_of(folder):
+        samples = captioned_samples(model, captioned_table(table, report))
+    else:
+        samples = captioned_samples(model, captioned_folder(folder, report))
+    report.kept += len(samples)
+    if not samples:
+        raise BadFile(f'"{folder}" has no picture that can be scored:\n{report.text()}')
+    return samples
 
 
 def listed_samples(
-    model: str, folder: Path, prompts: Sequence[str], layout: str | None, first: int | None = None
+    model: str, folder: Path, prompts: Sequence[str], layout: str | None, first: int | None, report: Report
 ) -> list[Sample]:
-    found = [(path, int(fields["prompt"]), fields) for path, fields in matches(folder, [layout] if layout else LAYOUTS)]
+    layouts = [layout] if layout else LAYOUTS
+    found = [(path, int(fields["prompt"]), fields) for path, fields in matches(folder, layouts, report)]
     if first is None and min(number for _, number, _ in found) == 1:
         raise BadFile(
             f'The pictures in "{folder}" are numbered from 1, and a list counts from 0: say which number its first prompt has '
@@ -65,17 +79,21 @@ def listed_samples(
     return samples
 
 
-def matches(folder: Path, layouts: Sequence[str]) -> list[tuple[Path, dict]]:
-    """The pictures whose paths fit one of the layouts, with the layout's fields. Raises where none does."""
+def matches(folder: Path, layouts: Sequence[str], report: Report) -> list[tuple[Path, dict]]:
+    """The pictures whose paths fit one of the layouts, with the layout's fields. Raises: BadFile where none does."""
     found = []
     patterns = [pattern_of(layout) for layout in layouts]
-    for path in pictures_below(folder, PICTURE_ENDINGS):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        fit = next(filter(None, (pattern.fullmatch(name) for pattern in patterns)), None)
-        if fit:
+    for path in sorted(path for path in files_below(folder) if path.suffix.lower() in PICTURE_ENDINGS):
+        name = path.relative_to(folder)
+        fit = next(filter(None, (pattern.fullmatch(name.with_suffix("").as_posix()) for pattern in patterns)), None)
+        if leads_out(path, folder):
+            report.leave_out(name.as_posix(), "a link that leads out of the folder")
+        elif fit:
             found.append((path, fit.groupdict()))
+        else:
+            report.leave_out(name.as_posix(), f"not named as {' or '.join(layouts)}")
     if not found:
-        raise ValueError(f'"{folder}" has no pictures named as {" or ".join(layouts)} (such as 00012_3.png).')
+        raise BadFile(f'"{folder}" has no pictures named as {" or ".join(layouts)} (such as 00012_3.png).')
     return found
 
 
@@ -88,32 +106,11 @@ def pattern_of(layout: str) -> re.Pattern:
     return re.compile("".join(FIELDS[part] if i % 2 else re.escape(part) for i, part in enumerate(parts)))
 
 
-def metadata_samples(model: str, path: Path) -> list[Sample]:
-    """An imagefolder's table: file_name, and text, prompt or caption; seed where it is there."""
+def captioned_samples(model: str, found: Iterator[Captioned]) -> list[Sample]:
+    """Pictures with their captions; a prompt's pictures are its seeds, in order, where no column says the seed."""
     seeds, samples = {}, []
-    for row in read_rows(path):
-        values = {} if isinstance(row, Problem) else row.values
-        prompt, name, seed = (value_of(values, names) for names in (PROMPT_COLUMNS, ("file_name",), ("seed",)))
-        if not isinstance(name, str) or not isinstance(prompt, str):
-            raise BadFile(f'"{path}", row {row.number}: a row needs file_name and text (or prompt, or caption).')
-        if inside(path.parent, name) is None:
-            raise BadFile(f'The table in "{path.parent}" points outside it: "{name}".')
+    for one in found:
+        prompt = one.captions[0]
         counted = seeds[prompt] = seeds.get(prompt, -1) + 1
-        samples.append(Sample(model, path.parent / name, prompt, str(counted) if seed is None else str(seed)))
-    return samples
-
-
-def captioned_samples(model: str, folder: Path) -> list[Sample]:
-    """Pictures with a .txt of the same name beside them; a prompt's pictures are its seeds, in order."""
-    seeds, samples = {}, []
-    for path in pictures_below(folder, PICTURE_ENDINGS):
-        captions = captions_beside(path)
-        if len(captions) != 1:
-            raise BadFile(
-                f'"{path}" has no prompt: give a prompt list, a metadata.jsonl in its folder, or {path.stem}.txt.'
-            )
-        seed = seeds[captions[0]] = seeds.get(captions[0], -1) + 1
-        samples.append(Sample(model, path, captions[0], str(seed)))
-    if not samples:
-        raise BadFile(f'"{folder}" has no pictures.')
+        samples.append(Sample(model, one.picture, prompt, str(one.meta.get("seed", counted))))
     return samples

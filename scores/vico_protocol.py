@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..intake import PICTURE_ENDINGS, lines_of, pictures_below, read_text
+from ..intake import PICTURE_ENDINGS, Report, lines_of, pictures_below, read_text
 from .samples import Sample, matches
 
 PROTOCOLS = ("standard", "dreammatcher")
@@ -94,10 +94,13 @@ def scored_prompt(template: str, protocol: str) -> str:
     return template if protocol == "dreammatcher" else " ".join(template.replace("{}", " ").split())
 
 
-def samples_of(model: str, results: Path, data: Data, protocol: str, layout: str | None = None) -> list[Sample]:
+def samples_of(
+    model: str, results: Path, data: Data, protocol: str, layout: str | None = None, report: Report | None = None
+) -> list[Sample]:
     """A method's pictures, each with its concept's photos. results: laid out as LAYOUTS, or as `layout`."""
     samples, photos = [], {}
-    for path, found in matches(results, [layout] if layout else LAYOUTS):
+    report = Report() if report is None else report
+    for path, found in matches(results, [layout] if layout else LAYOUTS, report):
         concept, number = found["concept"], int(found["prompt"])
         templates = data.templates(concept)
         if number >= len(templates):
@@ -106,6 +109,7 @@ def samples_of(model: str, results: Path, data: Data, protocol: str, layout: str
             photos[concept] = data.photos(concept)
         prompt = scored_prompt(templates[number], protocol)
         samples.append(Sample(model, path, prompt, found["seed"], photos[concept], concept))
+    report.kept += len(samples)
     return samples
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ..intake import Report
 from ..train_core import LoRA, save_tensors, shard, stack_lora, weights_hash
 from .curves import verdict
 from .data import Dataset
@@ -25,7 +26,6 @@ from .pipelines import (
     pipeline_sampler,
 )
 from .players import FullPlayer, LoRAPlayer
-from .samples import Report
 from .settings import COMMANDS, ConvertSettings, GenerateSettings, ModelSettings, TrainSettings, parse
 from .store import TensorStore
 

@@ -4,8 +4,6 @@ Bad input is named, left out and counted; it never ends a run.
 """
 
 import math
-import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +11,22 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ..intake import (
-    CAPTION_ENDINGS,
-    LIMITS,
-    PICTURE_ENDINGS,
     PROMPT_COLUMNS,
     BadFile,
+    Captioned,
     Problem,
-    captions_beside,
+    Report,
+    captioned_folder,
+    captioned_table,
+    captioned_tar,
     captions_of,
-    files_below,
-    inside,
-    leads_out,
     open_parquet,
     parquet_rows,
     pictures_below,
     read_prompts,
-    read_rows,
-    value_of,
+    table_of,
 )
-from .samples import Picture, Report, Sample
+from .samples import Picture, Sample
 
 PICTURE_COLUMNS = ("image", "jpg", "png", "picture", "img")
 PICK_A_PIC_COLUMNS = ["jpg_0", "jpg_1", "caption", "label_0", "label_1"]
@@ -66,9 +61,9 @@ class Listed:
 def read(path: Path, report: Report) -> Iterator[Sample]:
     """Samples of a folder or a file, told by what is there.
 
-    A folder with metadata.jsonl or metadata.csv (Hugging Face imagefolder; also in train/), with .parquet files, or with
-    pictures and captions (kohya's "N_name" subfolders repeat theirs N times); a list of prompts (.txt, .tsv, .json); one
-    .parquet or metadata file. Raises: BadFile, a ValueError, where there is nothing of this.
+    A folder with metadata.jsonl or metadata.csv (Hugging Face imagefolder; also in train/), with .tar archives
+    (webdataset), with .parquet files, or with pictures and captions (kohya's "N_name" subfolders repeat theirs N times);
+    a list of prompts (.txt, .tsv, .json); one .tar, .parquet or metadata file. Raises: BadFile, a ValueError, where there is nothing of this.
     """
     if not path.exists():
         raise BadFile(f'there is no "{path}"')
@@ -78,6 +73,7 @@ def read(path: Path, report: Report) -> Iterator[Sample]:
         ".jsonl": read_metadata,
         ".csv": read_metadata,
         ".parquet": read_parquet,
+        ".tar": read_tar,
         ".txt": read_prompt_list,
         ".tsv": read_prompt_list,
         ".json": read_prompt_list,
@@ -88,83 +84,28 @@ def read(path: Path, report: Report) -> Iterator[Sample]:
 
 
 def read_folder(folder: Path, report: Report) -> Iterator[Sample]:
-    tables = [folder / place / f"metadata.{ending}" for place in ("", "train") for ending in ("jsonl", "csv")]
-    for table in tables:
-        if table.exists():
-            return read_metadata(table, report)
-    if parquets := pictures_below(folder, {".parquet"}):
-        return (sample for parquet in parquets for sample in read_parquet(parquet, report))
-    return read_captioned_pictures(folder, report)
+    if table := table_of(folder):
+        return read_metadata(table, report)
+    for ending, reader in ((".tar", read_tar), (".parquet", read_parquet)):  # img2dataset puts tables beside archives
+        if files := pictures_below(folder, {ending}):
+            return (sample for file in files for sample in reader(file, report))
+    return read_pictures(captioned_folder(folder, report))
 
 
-def read_captioned_pictures(folder: Path, report: Report) -> Iterator[Sample]:
-    """Pictures with a .txt, .caption or .json of the same name beside them. A subfolder "10_cat" is read ten times (kohya).
-
-    Without a file, the words of such a subfolder's name are the caption.
-    """
-    files = list(files_below(folder))
-    pictures = sorted(file for file in files if file.suffix.lower() in PICTURE_ENDINGS)
-    if not pictures:
-        raise BadFile(f'"{folder}" holds no picture ({", ".join(sorted(PICTURE_ENDINGS))}) and no metadata file')
-    note_others(files, report)
-    for file in pictures:
-        name = file.relative_to(folder).as_posix()
-        if leads_out(file, folder):
-            report.leave_out(name, "a link that leads out of the folder")
-            continue
-        repeats, word = kohya_folder(file, folder, report)
-        try:
-            captions = captions_beside(file) or captions_of(word)
-        except BadFile as error:
-            report.leave_out(name, str(error))
-            continue
-        if not captions:
-            report.leave_out(name, "no caption (a .txt of the same name)")
-            continue
-        for _ in range(repeats):
-            yield Sample(captions[0], Picture(name, file), captions=captions)
-
-
-def note_others(files: list[Path], report: Report) -> None:
-    """What lies in the folder and is neither picture nor caption, by its ending."""
-    endings = Counter(file.suffix.lower() or "no ending" for file in files)
-    others = {e: n for e, n in endings.items() if e not in PICTURE_ENDINGS and e not in CAPTION_ENDINGS}
-    if others:
-        report.note("other files, left alone: " + ", ".join(f"{n} {ending}" for ending, n in sorted(others.items())))
-
-
-def kohya_folder(file: Path, folder: Path, report: Report) -> tuple[int, str]:
-    """(N, name) of the nearest parent folder "N_name", else (1, ""). A number beyond the bound, as of a date, is noted."""
-    for part in reversed(file.relative_to(folder).parts[:-1]):
-        found = re.match(r"(\d+)_(.*)", part)
-        if found and int(found[1]) <= LIMITS.repeats:
-            return int(found[1]), found[2]
-        if found:
-            report.note(f'"{part}" is read once: {found[1]} is no number of repeats (at most {LIMITS.repeats})')
-            return 1, ""
-    return 1, ""
+def read_pictures(found: Iterator[Captioned]) -> Iterator[Sample]:
+    """Pictures with captions as samples, each as often as its folder says (kohya)."""
+    for one in found:
+        sample = Sample(one.captions[0], Picture(one.name, one.picture), meta=one.meta, captions=one.captions)
+        for _ in range(one.repeats):
+            yield sample
 
 
 def read_metadata(file: Path, report: Report) -> Iterator[Sample]:
-    """file_name and text (or prompt, or caption) of every row of a table; other columns go to meta."""
-    for found in read_rows(file):
-        if isinstance(found, Problem):
-            report.leave_out(f"{file.name}, row {found.number}", found.reason)
-            continue
-        name, captions = str(found.values.get("file_name") or ""), captions_of(value_of(found.values, PROMPT_COLUMNS))
-        where = f"{file.name}, row {found.number}" + (f" ({name})" if name else "")
-        picture = inside(file.parent, name) if name else None
-        if not name:
-            report.leave_out(where, "no file_name")
-        elif picture is None:
-            report.leave_out(where, "file_name leads out of the folder")
-        elif not picture.is_file():
-            report.leave_out(where, "its picture is missing")
-        elif not captions:
-            report.leave_out(where, "no text")
-        else:
-            rest = {k: v for k, v in found.values.items() if k != "file_name" and str(k).lower() not in PROMPT_COLUMNS}
-            yield Sample(captions[0], Picture(name, picture), meta=rest, captions=captions)
+    return read_pictures(captioned_table(file, report))
+
+
+def read_tar(file: Path, report: Report) -> Iterator[Sample]:
+    return read_pictures(captioned_tar(file, report))
 
 
 def read_parquet(file: Path, report: Report) -> Iterator[Sample]:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..intake import BadPicture, Report
 from ..train_core import Context
 from .batches import Corpus
 from .data import Dataset, Listed, bucket, fit
-from .samples import Picture, Report, Sample
+from .samples import Picture, Sample
 from .store import TensorStore, store_key
 
 # encode(picture in its bucket's size, PIL) -> latent [C, H, W], scaled as the denoiser reads it
@@ -75,6 +76,9 @@ def encode_dataset(
     for number, sample in enumerate(dataset.samples(report)):
         try:
             add(sample, sample.caption(seed, number), encoded, encoder, pairs)
+        except BadPicture as error:
+            report.kept -= 1
+            report.leave_out(error.name, error.reason)
         except ValueError as error:
             report.kept -= 1
             report.leave_out(sample.prompt[:40], str(error))

@@ -1,4 +1,4 @@
-"""What is trained on: a picture that is read when it is needed, its captions, its pair; and the report of what was left out."""
+"""What is trained on: a picture that is read when it is needed, its captions, its pair."""
 
 import hashlib
 import io
@@ -10,8 +10,6 @@ from PIL import Image
 
 from ..intake import LIMITS, open_picture, read_bytes
 from ..train_core import keyed_generator
-
-NAMED_AT_MOST = 20
 
 
 @dataclass(frozen=True)
@@ -53,35 +51,6 @@ class Sample:
             return self.prompt
         drawn = torch.randint(len(self.captions), (1,), generator=keyed_generator(seed, "caption", number))
         return self.captions[int(drawn)]
-
-
-@dataclass
-class Report:
-    """What was found, and what was left out and why. Only the first names of each reason are kept."""
-
-    kept: int = 0
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, sentence: str) -> None:
-        """Something that a person should know and that leaves nothing out; said once."""
-        if sentence not in self.notes:
-            self.notes.append(sentence)
-
-    def leave_out(self, name: str, reason: str) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        names = self.left_out.setdefault(reason, [])
-        if len(names) < NAMED_AT_MOST:
-            names.append(name)
-
-    def text(self) -> str:
-        lines = [f"{self.kept} samples"]
-        for reason, count in self.counts.items():
-            names = self.left_out[reason]
-            more = f" and {count - len(names)} more" if count > len(names) else ""
-            lines.append(f"left out, {reason}: {count} ({', '.join(names)}{more})")
-        return "\n".join([*lines, *self.notes])
 
 
 def png_of(image: Image.Image) -> bytes:

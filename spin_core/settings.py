@@ -43,7 +43,7 @@ class ModelSettings(FileSettings):
         description="Folder of the run: pictures, checkpoints, results, log.jsonl. The same command goes on there."
     )
     data: Path = Field(
-        description="Pictures with captions: a folder, metadata.jsonl/.csv, Pick-a-Pic parquet, or a prompt list."
+        description="Pictures with captions: a folder, metadata.jsonl/.csv, webdataset .tar, Pick-a-Pic parquet, or a prompt list."
     )
     resolution: int = Field(
         512, description="Pictures are scaled to about resolution x resolution pixels, in aspect-ratio buckets."

@@ -6,9 +6,10 @@ import folder_paths
 from comfy_api.latest import io, ui
 from PIL import Image
 
+from ...intake import Report
 from ...scores.sheet import Cell, sheet
 from ...spin_core.data import Dataset, Listed
-from ...spin_core.samples import Picture, Report, Sample, png_of
+from ...spin_core.samples import Picture, Sample, png_of
 from ..host.errors import NOT_CONNECTED, check_choice
 from ..host.folders import marks
 from ..host.pictures import to_image, to_pictures
@@ -16,7 +17,7 @@ from ..host.progress import say
 from ..host.sockets import DatasetSocket
 from ..host.texts import one_each
 
-DATA_FILES = {".jsonl", ".csv", ".parquet", ".txt", ".tsv", ".json"}
+DATA_FILES = {".jsonl", ".csv", ".parquet", ".tar", ".txt", ".tsv", ".json"}
 FROM_GRAPH = "pictures from the graph"
 SHEET_PICTURES, SHEET_COLUMNS, SHEET_SIDE = 24, 6, 128  # the contact sheet's; side in pixels
 BROKEN = Image.new("RGB", (SHEET_SIDE, SHEET_SIDE), "grey")
@@ -46,8 +47,8 @@ class SPINDataset(io.ComfyNode):
             inputs=[
                 io.Combo.Input("source", options=data_places(),
                     tooltip="A folder or file of ComfyUI's input directory: pictures with .txt captions beside them "
-                    "(a subfolder 10_name is read ten times), a folder with metadata.jsonl or metadata.csv, .parquet "
-                    "of Pick-a-Pic, or a list of prompts."),
+                    "(a subfolder 10_name is read ten times), a folder with metadata.jsonl or metadata.csv, .tar "
+                    "archives of webdataset, .parquet of Pick-a-Pic, or a list of prompts."),
                 io.Image.Input("images", optional=True, tooltip="Pictures of the graph, where the source says so."),
                 io.String.Input("captions", multiline=True, optional=True,
                     tooltip="For pictures of the graph: one line a picture, or a single line for all."),

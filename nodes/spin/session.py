@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...intake import Report
 from ...spin_core.encoding import encode_dataset
 from ...spin_core.game import Game, OnProgress, Opponent, Progress, RoundSettings, Run, play, train_baseline
 from ...spin_core.players import FullPlayer, LoRAPlayer
-from ...spin_core.samples import Report
 from ...spin_core.store import TensorStore
 from ...train_core import LocalEngine, gradient_checkpointing, save_tensors, weights_hash
 from ..host.copies import load_for_training, residuals_kept, training_copy, training_mode

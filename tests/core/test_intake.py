@@ -11,13 +11,23 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from vico_spin.intake import LIMITS, BadFile, Problem, inside, open_picture, pictures_below, read_prompts, read_rows
+from vico_spin.intake import (
+    LIMITS,
+    BadFile,
+    Problem,
+    Report,
+    inside,
+    open_picture,
+    pictures_below,
+    read_prompts,
+    read_rows,
+)
 from vico_spin.intake.texts import decode_text
 from vico_spin.scores.run import KEYS
 from vico_spin.scores.run import read_rows as read_scores
 from vico_spin.scores.samples import samples_of
 from vico_spin.spin_core.data import Dataset
-from vico_spin.spin_core.samples import Report, Sample
+from vico_spin.spin_core.samples import Sample
 
 
 def saved(image: Image.Image, kind="PNG", **options) -> bytes:

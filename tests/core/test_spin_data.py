@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vico_spin.intake import Report
 from vico_spin.spin_core.data import Dataset, Listed, bucket, fit
 from vico_spin.spin_core.encoding import Encoder, encode_dataset
-from vico_spin.spin_core.samples import Picture, Report, Sample
+from vico_spin.spin_core.samples import Picture, Sample
 from vico_spin.spin_core.store import TensorStore
 
 

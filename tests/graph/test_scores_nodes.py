@@ -93,6 +93,57 @@ def test_prompts_that_do_not_fit_are_said(call, scorers, prompts, sentence):
         call("ScorePictures", scorer=scorer, pictures=batch(3), prompts=prompts, best=1)
 
 
+def graph_of(pictures, **nodes):
+    """Score Pictures as node 9, its pictures from that link, behind a KSampler whose prompt is "a (red:1.2) cat"."""
+    graph = {
+        "1": ("CheckpointLoaderSimple", {}),
+        "2": ("CLIPTextEncode", {"text": "a (red:1.2) cat"}),
+        "3": ("CLIPTextEncode", {"text": "ugly"}),
+        "4": ("KSampler", {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0]}),
+        "5": ("VAEDecode", {"samples": ["4", 0]}),
+        "9": ("ScorePictures", {"pictures": pictures}),
+        **nodes,
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in graph.items()}
+
+
+def test_without_prompts_the_samplers_own_counts(scorers, call, tmp_path):
+    from PIL.PngImagePlugin import PngInfo
+
+    from vico_spin.nodes.scores.made_from import prompt_behind
+
+    assert prompt_behind(graph_of(["5", 0]), "9", "pictures") == "a red cat"
+    assert prompt_behind(graph_of(["3", 0]), "9", "pictures") is None and prompt_behind(None, None, "pictures") is None
+    (info := PngInfo()).add_text("prompt", json.dumps(graph_of(["5", 0])))
+    before, name = folder_paths.get_input_directory(), "drawn.png"
+    tiny.picture(64, 64).save(tmp_path / name, pnginfo=info)
+    folder_paths.set_input_directory(str(tmp_path))
+    try:
+        loaded = graph_of(["6", 0], **{"6": ("LoadImage", {"image": name})})
+        assert prompt_behind(loaded, "9", "pictures") == "a red cat"
+    finally:
+        folder_paths.set_input_directory(before)
+
+
+def test_a_data_set_is_scored_by_its_own_captions(call, scorers, tmp_path):
+    """What does not decode is left out by name; a caption's number is that of the picture alone."""
+    from vico_spin.spin_core.data import Dataset
+
+    for i, name in enumerate("ab"):
+        tiny.picture(48 + 16 * i, 64, i).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"caption {name}")
+    (tmp_path / "c.png").write_bytes(b"no picture")
+    (tmp_path / "c.txt").write_text("c")
+    scorer, _ = call("ScoreLoadScorer", scorer="PickScore v1", file="automatic")
+    best, _, told = call("ScorePictures", scorer=scorer, prompts="", best=2, dataset=Dataset(tmp_path))
+    told = json.loads(told)
+    assert told["pictures"] == ["a.png", "b.png"] and told["prompts"] == ["caption a", "caption b"] and len(best) == 2
+    alone = [scorer.score([Image.open(tmp_path / f"{n}.png")], [f"caption {n}"])[0] for n in "ab"]
+    assert told["scores"] == pytest.approx(alone, abs=1e-5)
+    with pytest.raises(ValueError, match="either pictures or a dataset"):
+        call("ScorePictures", scorer=scorer, prompts="", best=2)
+
+
 def test_a_missing_scorer_says_what_to_put_where(call, scorers):
     with pytest.raises(ValueError, match=r"Put HPS_v2.1_compressed.pt into .*scorers.\nHPS v2.1 is not here"):
         call("ScoreLoadScorer", scorer="HPS v2.1", file="automatic")
