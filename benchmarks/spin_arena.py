@@ -21,15 +21,16 @@ from ..spin_core.store import store_key
 from ..sprite_world.measure import accuracies, features, frechet_distance, measure, to_art
 from ..sprite_world.pictures import chosen_pictures, render, show
 from ..train_core import (
-    ATTENTION_LAYERS,
     LocalEngine,
     NoiseSchedule,
+    find_layers,
     lora_delta,
     scaled_linear_alphas_cumprod,
     weights_hash,
 )
 
 FINE, FAIR, CRUDE = (0.8, 1.0), (0.6, 0.8), (0.0, 0.2)
+LAYERS = r"\.(to_q|to_k|to_v|to_out\.0|proj_out)$"  # of the LoRA
 JUDGED_CFG = 5.0
 DRAWN_AT_ONCE = 20
 SHOWN = 8  # pictures of each judged model that a person gets to see
@@ -167,7 +168,9 @@ class Arena:
         if method.rounds != 1:
             raise ValueError("the arena plays a LoRA for one round: its opponent draws with the base's weights")
         rank = method.lora_rank
-        player = LoRAPlayer(UNet(model), model, self.base_hash, ATTENTION_LAYERS, rank, rank, run.settings.seed)
+        player = LoRAPlayer(
+            UNet(model), model, self.base_hash, find_layers(model, LAYERS), rank, rank, run.settings.seed
+        )
         with player.attached():
             play(player, self.opponent(lambda: self.base, method.cfg), run, 1)
         weights = dict(self.base)

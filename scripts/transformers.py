@@ -3,6 +3,8 @@
 Each is the class that the host builds for real files of the family, at a width of 64 and a handful of blocks.
 """
 
+import types
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -235,3 +237,40 @@ def prompt(family: str, tokens: int = 12, seed: int = 0) -> list:
     if family == "Anima":
         extra |= {"t5xxl_ids": torch.arange(1, tokens + 1), "t5xxl_weights": torch.ones(tokens)}
     return [[torch.randn(1, tokens, tiny.text, generator=generator), extra]]
+
+
+class Texts:
+    """Stands where a family's text encoder would: rows by seed, as many as its tokenizer might make of the prompt's words."""
+
+    layer_idx = None
+
+    def __init__(self, family: str):
+        self.family = family
+        self.cond_stage_model = torch.nn.Linear(1, 1)
+        self.patcher = types.SimpleNamespace(patches={}, patches_uuid="")
+        seeded(self.cond_stage_model, 0)
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, text: str) -> list:
+        return prompt(self.family, 11 + len(text.split()), seed=zlib.crc32(text.encode()))
+
+
+class Pixels:
+    """Stands where a family's VAE would: a latent is the picture's mean colours, in the family's shape."""
+
+    def __init__(self, family: str, scale: int):
+        self.family, self.scale = family, scale
+        self.first_stage_model = seeded(torch.nn.Linear(1, 1), 0)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels: [B, H, W, 3] in 0..1."""
+        tiny = TRANSFORMERS[self.family]
+        means = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1) * 2 - 1, self.scale)
+        latents = means.repeat(1, -(-tiny.channels // 3), 1, 1)[:, : tiny.channels]
+        return latents.unsqueeze(2) if tiny.frames else latents
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        pixels = latents[:, :3].movedim(1, -1).repeat_interleave(self.scale, -2).repeat_interleave(self.scale, -3)
+        return pixels.sigmoid()

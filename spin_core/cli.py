@@ -10,13 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from ..intake import Report
-from ..train_core import LoRA, save_tensors, shard, stack_lora, weights_hash
+from ..train_core import UNET_LAYERS, LoRA, find_layers, save_tensors, shard, stack_lora, weights_hash
 from .curves import verdict
 from .data import Dataset
 from .encoding import encode_dataset
 from .game import Opponent, Progress, Run, generate, of_round, play, train_baseline
 from .pipelines import (
-    LORA_LAYERS,
     SHARDED_BLOCKS,
     PipelineText,
     UNetDenoiser,
@@ -129,8 +128,8 @@ def make_player(pipeline, settings: TrainSettings, engine):
         )
     if settings.train == "lora":
         base_hash = weights_hash(unet.state_dict())
-        denoiser = UNetDenoiser(unet, scheduler)
-        return LoRAPlayer(denoiser, unet, base_hash, LORA_LAYERS, settings.rank, settings.rank, settings.seed), unet
+        denoiser, names = UNetDenoiser(unet, scheduler), find_layers(unet, UNET_LAYERS[settings.lora_layers])
+        return LoRAPlayer(denoiser, unet, base_hash, names, settings.rank, settings.rank, settings.seed), unet
     frozen = copy.deepcopy(unet)
     if settings.shard:
         shard(unet, SHARDED_BLOCKS, engine.device.type, engine.num_processes)

@@ -18,7 +18,6 @@ from .store import TensorStore, store_key
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 SHARDED_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 OTHER_SCHEDULES = ("EDM", "LCM", "TCD", "FlowMatch", "Consistency")
-LORA_LAYERS = r"\.(to_q|to_k|to_v|to_out\.0)$"
 
 
 def load_pipeline(name: str, device: torch.device):

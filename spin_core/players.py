@@ -12,7 +12,6 @@ from ..train_core import (
     LoRA,
     NoiseSchedule,
     Prediction,
-    find_layers,
     load_weights,
     stack_lora,
     weights_hash,
@@ -60,15 +59,23 @@ class AdapterOff:
 class LoRAPlayer:
     """Learns an adapter a round: the base is frozen, and earlier rounds' adapters stay applied under the new one.
 
-    model: the module that `denoiser` runs, whose layers are adapted. base_hash: of the weights that `denoiser` runs with.
+    model: the module that `denoiser` runs, whose layers of these names are adapted. base_hash: of the weights that `denoiser`
+    runs with. device: where the adapters lie; by default where their layers do.
     """
 
     def __init__(
-        self, denoiser: Denoiser, model: nn.Module, base_hash: str, layers: str, rank: int, alpha: float, seed: int
+        self,
+        denoiser: Denoiser,
+        model: nn.Module,
+        base_hash: str,
+        names: list[str],
+        rank: int,
+        alpha: float,
+        seed: int,
+        device: torch.device | None = None,
     ):
-        self.policy, self.model, self.base_hash = denoiser, model, base_hash
-        self.names = find_layers(model, layers)
-        self.rank, self.alpha, self.seed = rank, alpha, seed
+        self.policy, self.model, self.base_hash, self.names = denoiser, model, base_hash, names
+        self.rank, self.alpha, self.seed, self.device = rank, alpha, seed, device
         self.kind = f"LoRA of rank {rank}, alpha {alpha:g}, on {len(self.names)} layers"
         self.earlier: list[LoRA] = []
         self.trained: LoRA | None = None
@@ -86,11 +93,14 @@ class LoRAPlayer:
 
         It stays applied after the round, frozen, if the round was `take`n or finished.
         """
-        self.trained = LoRA(self.model, self.names, self.rank, self.alpha, self.seed + number)
+        self.trained = self.adapter(self.seed + number)
         self.reference = AdapterOff(self.policy, self.trained)
         with self.trained.attached():
             yield self
         self._freeze(self.trained)
+
+    def adapter(self, seed: int) -> LoRA:
+        return LoRA(self.model, self.names, self.rank, self.alpha, seed, self.device)
 
     def _freeze(self, adapter: LoRA) -> None:
         adapter.requires_grad_(False)
@@ -108,7 +118,7 @@ class LoRAPlayer:
 
     def take(self, result: dict[str, Tensor]) -> None:
         """Applies a finished round's adapter, as if it had just been trained."""
-        adapter = LoRA(self.model, self.names, self.rank, self.alpha)
+        adapter = self.adapter(self.seed)
         adapter.load_lora_state_dict(result)
         self._freeze(adapter)
 

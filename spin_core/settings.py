@@ -62,8 +62,11 @@ class TrainSettings(ModelSettings):
         "spin", description="Self-play, supervised fine-tuning, or Diffusion-DPO on pairs."
     )
     rounds: int = Field(1, ge=1, description="Rounds of self-play.")
-    train: Literal["full", "lora"] = Field("full", description="All weights of the U-Net, or a LoRA on its attention.")
+    train: Literal["full", "lora"] = Field("full", description="All weights of the U-Net, or a LoRA.")
     rank: int = Field(16, ge=1, description="Rank of the LoRA.")
+    lora_layers: Literal["attention", "attention and feed-forward", "all"] = Field(
+        "attention", description="Layers that the LoRA changes; all: every linear and convolution layer."
+    )
     shard: bool = Field(
         False,
         description="Full training with the player's weights, gradients and moments shared out over the processes (FSDP2).",

@@ -4,14 +4,14 @@ from .checkpoint import CheckpointFolder, is_whole, read_state, save_tensors, wr
 from .denoiser import Context, Denoiser, MixedPrecision, cat_contexts, map_context
 from .engine import Engine, LocalEngine
 from .loop import LoopSettings, Objective, StepReport, Training, TrainingDiverged, lr_factor, train
-from .lora import ATTENTION_LAYERS, LoRA, find_layers, lora_delta, stack_lora
+from .lora import UNET_LAYERS, LoRA, find_layers, lora_delta, stack_lora
 from .memory import gradient_checkpointing
 from .randomness import DataOrder, keyed_generator, random_states, restore_random_states, weights_hash
 from .schedule import NoiseSchedule, Prediction, flow_sigmas, scaled_linear_alphas_cumprod
 from .sharding import load_weights, shard, whole
 
 __all__ = [
-    "ATTENTION_LAYERS",
+    "UNET_LAYERS",
     "CheckpointFolder",
     "Context",
     "DataOrder",

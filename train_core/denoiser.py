@@ -9,9 +9,9 @@ from torch import Tensor
 from .engine import Engine
 from .schedule import NoiseSchedule, Prediction
 
-# What a model is conditioned on: the text tokens [B, N, d], or
-# named tensors, each with the batch first (SDXL: context and y).
-Context = Tensor | dict[str, Tensor]
+# What a model is conditioned on: the text tokens [B, N, d]; or by name tensors with the batch first (SDXL: context and y) and
+# constants (Lumina 2: num_tokens); or such a one for each row of the batch, where the rows' texts differ in length.
+Context = Tensor | dict[str, Tensor | int | float | str | None] | list
 
 
 class Denoiser(Protocol):
@@ -47,13 +47,18 @@ class MixedPrecision:
 
 def map_context(context: Context, change) -> Context:
     """The same context with `change` applied to each of its tensors."""
+    if isinstance(context, list):
+        return [map_context(row, change) for row in context]
     if isinstance(context, dict):
-        return {name: change(value) for name, value in context.items()}
-    return change(context)
+        return {name: map_context(value, change) for name, value in context.items()}
+    return change(context) if isinstance(context, Tensor) else context
 
 
 def cat_contexts(contexts: list[Context]) -> Context:
-    """One batch of several contexts of the same kind, in their order."""
-    if isinstance(contexts[0], dict):
-        return {name: torch.cat([context[name] for context in contexts]) for name in contexts[0]}
-    return torch.cat(contexts)
+    """One batch of several contexts of the same kind, in their order; constants are the first one's."""
+    first = contexts[0]
+    if isinstance(first, list):
+        return [row for context in contexts for row in context]
+    if isinstance(first, dict):
+        return {name: cat_contexts([context[name] for context in contexts]) for name in first}
+    return torch.cat(contexts) if isinstance(first, Tensor) else first

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from .randomness import keyed_generator
 
-ATTENTION_LAYERS = r"\.(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|qkv|proj_out|out_proj|proj)$"
+# Layers of SD's U-Nets by what a person chooses. The host and diffusers name them alike.
+ATTENTION, FEED_FORWARD = r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$", r"\.ff\.net\.(0\.proj|2)$"
+UNET_LAYERS = {"attention": ATTENTION, "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}", "all": ""}
 
 
 def find_layers(model: nn.Module, pattern: str) -> list[str]:
@@ -36,20 +38,17 @@ class LoRALayer(nn.Module):
     Down starts random and up at zero, so that delta starts at zero.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator):
+    def __init__(self, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, device=None):
         super().__init__()
         self.scale = alpha / rank
-        self.conv = (
-            {}
-            if isinstance(layer, nn.Linear)
-            else dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
-        )
-        fan_in = layer.weight[0].numel()
-        bound = 1 / math.sqrt(fan_in)  # the layer's own initialisation, Kaiming uniform with a = sqrt(5)
-        down = torch.empty(rank, *layer.weight.shape[1:]).uniform_(-bound, bound, generator=generator)
-        up = torch.zeros(layer.weight.shape[0], rank, *(1,) * (layer.weight.ndim - 2))
-        self.down = nn.Parameter(down.to(layer.weight.device))
-        self.up = nn.Parameter(up.to(layer.weight.device))
+        convolves = isinstance(layer, nn.Conv2d)
+        self.conv = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation) if convolves else {}
+        out, *into = layer.weight.shape if convolves else (layer.out_features, layer.in_features)
+        bound = 1 / math.sqrt(math.prod(into))  # the layer's own initialisation, Kaiming uniform with a = sqrt(5)
+        down = torch.empty(rank, *into).uniform_(-bound, bound, generator=generator)
+        device = layer.weight.device if device is None else device
+        self.down = nn.Parameter(down.to(device))
+        self.up = nn.Parameter(torch.zeros(out, rank, *(1,) * (len(into) - 1)).to(device))
 
     def forward(self, x: Tensor) -> Tensor:
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)  # float32 masters, cast to what the layer reads
@@ -59,9 +58,14 @@ class LoRALayer(nn.Module):
 
 
 class LoRA(nn.Module):
-    """One adapter on the named layers of a model. `enabled` switches all of it; the hooks live inside `attached()`."""
+    """One adapter on the named layers of a model. `enabled` switches all of it; the hooks live inside `attached()`.
 
-    def __init__(self, model: nn.Module, names: list[str], rank: int, alpha: float | None = None, seed: int = 0):
+    device: where the adapter lies and computes; the layers' own by default, which may be offloaded.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: list[str], rank: int, alpha: float | None = None, seed: int = 0, device=None
+    ):
         super().__init__()
         self.model_layers = {
             name: model.get_submodule(name) for name in names
@@ -69,7 +73,8 @@ class LoRA(nn.Module):
         self.enabled = True
         for name, layer in self.model_layers.items():
             generator = keyed_generator(seed, "lora", name)
-            self.add_module(name.replace(".", "/"), LoRALayer(layer, rank, rank if alpha is None else alpha, generator))
+            made = LoRALayer(layer, rank, rank if alpha is None else alpha, generator, device)
+            self.add_module(name.replace(".", "/"), made)
 
     def layers(self) -> dict[str, LoRALayer]:
         """The adapter's layers by the name of the model's layer."""

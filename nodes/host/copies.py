@@ -3,7 +3,6 @@
 import copy
 from contextlib import contextmanager
 
-import comfy.ldm.flux.model
 import comfy.model_management
 import comfy.model_patcher
 import torch
@@ -98,20 +97,3 @@ def training_copy(model: comfy.model_patcher.ModelPatcher, dtype=torch.float32) 
     patcher.patches.clear()  # merged: the weights are the copy's own now, and unloading must not take the patches out
     patcher.backup.clear()
     return patcher
-
-
-@contextmanager
-def residuals_kept(diffusion_model: torch.nn.Module):
-    """Inside, Flux can run backward.
-
-    Its blocks add to the residual stream in place, after a norm has saved it for its gradient: each norm therefore reads a copy. Other families' blocks do not do this, and are left alone.
-    """
-    norms = []
-    if isinstance(diffusion_model, comfy.ldm.flux.model.Flux):
-        norms = [module for module in diffusion_model.modules() if isinstance(module, torch.nn.LayerNorm)]
-    hooks = [norm.register_forward_pre_hook(lambda module, args: (args[0].clone(),)) for norm in norms]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -1,33 +1,36 @@
 """A ComfyUI MODEL as a train_core Denoiser, and its conditioning as tensors."""
 
-import math
-
 import comfy.model_patcher
 import comfy.model_sampling
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from ...train_core import NoiseSchedule, Prediction
+from ...train_core import Context, NoiseSchedule, Prediction, cat_contexts
 
-FAMILIES = (  # the first that fits: V_PREDICTION is a subclass of EPS in the host
-    (comfy.model_sampling.V_PREDICTION_DDPM, "v"),
-    (comfy.model_sampling.EDM, None),
-    (comfy.model_sampling.X0, None),
-    (comfy.model_sampling.V_PREDICTION, "v"),
-    (comfy.model_sampling.EPS, "epsilon"),
-    (comfy.model_sampling.IMG_TO_IMG_FLOW, None),
-    (comfy.model_sampling.CONST, "flow"),
-)
+# By exact class: a subclass in the host predicts something else than its parent (X0, LCM and EDM descend from EPS).
+PREDICTIONS: dict[type, Prediction] = {
+    comfy.model_sampling.EPS: "epsilon",
+    comfy.model_sampling.V_PREDICTION: "v",
+    comfy.model_sampling.V_PREDICTION_DDPM: "v",
+    comfy.model_sampling.CONST: "flow",
+}
+CONDITIONS = (Tensor, int, float, bool, str, type(None))
 
 
 def prediction_of(model_sampling) -> Prediction:
     """What the model answers. Raises: ValueError for families whose target this pack does not know."""
-    for kind, prediction in FAMILIES:
-        if isinstance(model_sampling, kind) and prediction is not None:
-            return prediction
-        if isinstance(model_sampling, kind):
-            break
-    raise ValueError("this model can be sampled but not trained here: its prediction is neither epsilon, v nor flow")
+    kind = next(kind for kind in type(model_sampling).__mro__ if "calculate_denoised" in vars(kind))
+    if kind not in PREDICTIONS:
+        raise ValueError(
+            f"this model can be sampled but not trained here: it predicts as {kind.__name__}, and self-play is defined for "
+            "epsilon, v and flow"
+        )
+    if getattr(model_sampling, "noise_scale", 1.0) != 1.0 or getattr(model_sampling, "sigma_data", 1.0) != 1.0:
+        raise ValueError(
+            "this model can be sampled but not trained here: its noise is of another width than the picture's 1"
+        )
+    return PREDICTIONS[kind]
 
 
 def schedule_of(model_sampling) -> NoiseSchedule:
@@ -48,10 +51,15 @@ def check_channels(model) -> None:
         )
 
 
+def graded_attention(chosen, *args, **kwargs) -> Tensor:
+    """torch's own attention instead of the host's choice for pictures, which need not have a backward pass (Sage, int8)."""
+    return attention_pytorch(*args, **kwargs)
+
+
 class ModelDenoiser:
     """A loaded MODEL as a train_core Denoiser: the host's own forward, short of its turn from prediction to picture.
 
-    context: the model's conditioning as `context_of` makes it. Assumes: the patcher is loaded, and stays so.
+    context: the model's conditioning as `context_of` makes it, one for each row. Assumes: the patcher is loaded, and stays so.
     """
 
     def __init__(self, patcher: comfy.model_patcher.ModelPatcher):
@@ -61,11 +69,21 @@ class ModelDenoiser:
         self.prediction = prediction_of(self.sampling)
         self.schedule = schedule_of(self.sampling)
         self.dtype = patcher.get_model_object("manual_cast_dtype") or self.model.get_dtype()
-        self.transformer_options = patcher.model_options.get("transformer_options", {})
+        options = patcher.model_options.get("transformer_options", {})
+        self.transformer_options = {**options, "optimized_attention_override": graded_attention}
 
-    def predict(self, x_t: Tensor, t: Tensor, context: dict[str, Tensor]) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, context: list[dict]) -> Tensor:
+        """x_t: [B, C, H, W], or [B, C, T, H, W] in families with frames; context: one for each row."""
         timestep = self.sampling.timestep(self.sampling.sigmas.to(t.device)[t]).float()
-        conds = {name: value.to(x_t.device, self.dtype) for name, value in context.items()}
+        groups = alike(context)
+        answers = [self._answer(x_t[rows], timestep[rows], cat_contexts([context[i] for i in rows])) for rows in groups]
+        if len(groups) == 1:
+            return answers[0]
+        order = torch.tensor([row for rows in groups for row in rows], device=x_t.device)
+        return torch.cat(answers)[order.argsort()]
+
+    def _answer(self, x_t: Tensor, timestep: Tensor, context: dict) -> Tensor:
+        conds = {name: self._read(value, x_t.device) for name, value in context.items()}
         cross_attn = conds.pop("c_crossattn", None)
         return self.model.diffusion_model(
             x_t.to(self.dtype),
@@ -75,34 +93,37 @@ class ModelDenoiser:
             **conds,
         ).float()
 
+    def _read(self, value, device: torch.device):
+        """A condition as the model reads it: integers (Anima's t5xxl_ids) and constants (Lumina's num_tokens) as they are."""
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(device, self.dtype if value.is_floating_point() else None)
 
-def context_of(model, conditioning: list, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """One prompt's CONDITIONING as the tensors that the model reads (SDXL: size embedding included), batch of 1.
 
-    shape: of the latent, [C, H, W].
+def context_of(model, conditioning: list, shape: tuple[int, ...]) -> Context:
+    """One prompt's CONDITIONING as what the model reads (SDXL: size embedding included), batch of 1.
+
+    shape: of the latent, [C, H, W] or [C, T, H, W].
     """
     cross_attn, options = conditioning[0]
     scale = model.latent_format.spacial_downscale_ratio
     noise = torch.zeros(1, *shape)
     size = {"width": shape[-1] * scale, "height": shape[-2] * scale}
     conds = model.extra_conds(noise=noise, device=noise.device, cross_attn=cross_attn, **{**size, **options})
-    unknown = [name for name, cond in conds.items() if not isinstance(cond.cond, Tensor)]
+    unknown = [name for name, cond in conds.items() if not isinstance(cond.cond, CONDITIONS)]
     if unknown:
         raise ValueError(f'this model is conditioned on more than text ("{unknown[0]}"), which cannot be trained here')
-    return {name: cond.cond.detach().cpu().clone() for name, cond in conds.items()}
+    values = {name: cond.cond for name, cond in conds.items()}
+    return {name: v.detach().cpu().clone() if isinstance(v, Tensor) else v for name, v in values.items()}
 
 
-def batch_contexts(contexts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Several prompts' contexts as one batch. A prompt of fewer 77-token chunks than another is repeated to its length.
+def alike(contexts: list[dict]) -> list[list[int]]:
+    """Rows that one forward can take together: those whose conditions have one shape, and the same constants.
 
-    The host does the same when it batches: attention over repeated keys is attention over the keys.
+    Texts of other lengths run apart: repeating or padding one to the other's length is not exact where positions count.
     """
-    return {name: torch.cat(repeat_to_one_length([context[name] for context in contexts])) for name in contexts[0]}
-
-
-def repeat_to_one_length(tensors: list[Tensor]) -> list[Tensor]:
-    """Tokens [1, N, d] of different N, all at N's least common multiple; other tensors as they are."""
-    if tensors[0].ndim < 3:
-        return tensors
-    length = math.lcm(*(tensor.shape[1] for tensor in tensors))
-    return [tensor.repeat(1, length // tensor.shape[1], 1) for tensor in tensors]
+    groups: dict[tuple, list[int]] = {}
+    for row, context in enumerate(contexts):
+        kind = tuple((name, v.shape if isinstance(v, Tensor) else v) for name, v in sorted(context.items()))
+        groups.setdefault(kind, []).append(row)
+    return list(groups.values())

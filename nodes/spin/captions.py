@@ -11,7 +11,6 @@ from torch import Tensor
 from ...spin_core.encoding import Encoder
 from ...spin_core.store import TensorStore, store_key
 from ..host.copies import as_a_node, model_hash
-from ..host.denoiser import repeat_to_one_length
 from ..host.pictures import strip, to_image, to_pictures
 from ..host.sampling import Sampling, sample_latents
 
@@ -50,20 +49,44 @@ class Captions:
         tensors = self.store.get(key)
         return [[tensors.pop("cross_attn"), tensors]]
 
-    def batch(self, prompts: list[str]) -> list:
-        """CONDITIONING of several prompts, one a row of the batch that is sampled."""
-        rows = [self.conditioning(prompt)[0] for prompt in prompts]
-        cross_attn = torch.cat(repeat_to_one_length([row[0] for row in rows]))
-        return [[cross_attn, {name: torch.cat([row[1][name] for row in rows]) for name in rows[0][1]}]]
+    def together(self, prompts: list[str]) -> list[tuple[list[int], list]]:
+        """(places, CONDITIONING) for each part of the prompts that can be drawn as one batch, a row a prompt.
+
+        Prompts whose encodings differ in length, or hold more than tokens and pooled text, are drawn apart.
+        """
+        parts: dict[tuple, list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            parts.setdefault(batch_kind(self.conditioning(prompt)[0], place), []).append(place)
+        return [(places, joined([self.conditioning(prompts[i])[0] for i in places])) for places in parts.values()]
+
+
+def batch_kind(row: list, place: int) -> tuple:
+    """What rows of one batch have in common. `place` tells apart those that only fit a batch of one prompt."""
+    tokens, options = row
+    full = [name for name, value in options.items() if name == "attention_mask" and bool(value.all())]
+    more = options.keys() - {"pooled_output", *full}
+    shapes = tuple((name, value.shape) for name, value in sorted(options.items()))
+    return (tokens.shape, shapes, place if more else None)
+
+
+def joined(rows: list) -> list:
+    """CONDITIONING of several prompts. A mask that hides nothing is left out: models count its ones as one prompt's tokens."""
+    if len(rows) == 1:
+        return rows
+    options = {name: torch.cat([row[1][name] for row in rows]) for name in rows[0][1] if name != "attention_mask"}
+    return [[torch.cat([row[0] for row in rows]), options]]
 
 
 def host_sampler(patcher, captions: Captions, how: OpponentSampling) -> Callable[..., Tensor]:
     """The model as it is now, through KSampler. Each picture's first noise hangs on its own seed alone."""
 
     def sample(prompts: list[str], seeds: list[int], shape: tuple[int, ...]) -> Tensor:
-        positive, negative = captions.batch(prompts), captions.batch([how.negative] * len(prompts))
-        latents = as_a_node(sample_latents, patcher, shape, seeds, how, positive, negative)
-        return patcher.model.process_latent_in(latents)
+        negative, latents = captions.conditioning(how.negative), torch.empty(len(prompts), *shape)
+        for places, positive in captions.together(prompts):
+            wanted = [seeds[i] for i in places]
+            drawn = as_a_node(sample_latents, patcher, shape, wanted, how, positive, negative)
+            latents[places] = patcher.model.process_latent_in(drawn)
+        return latents
 
     return sample
 
@@ -80,4 +103,5 @@ def picture_encoder(vae: comfy.sd.VAE, model, store: TensorStore, resolution: in
 
 def picture_strip(vae: comfy.sd.VAE, model, latents: Tensor) -> Image.Image:
     """Latents as pictures side by side."""
-    return to_pictures(strip(as_a_node(vae.decode, model.process_latent_out(latents))))[0]
+    pictures = as_a_node(vae.decode, model.process_latent_out(latents))  # [B, (T,) H, W, 3]
+    return to_pictures(strip(pictures.flatten(0, -4)))[0]

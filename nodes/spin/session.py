@@ -1,9 +1,10 @@
 """A game in the graph: the player out of a MODEL, and what it has learnt as patches of that MODEL."""
 
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management
@@ -18,24 +19,25 @@ from ...spin_core.encoding import encode_dataset
 from ...spin_core.game import Game, OnProgress, Opponent, Progress, RoundSettings, Run, play, train_baseline
 from ...spin_core.players import FullPlayer, LoRAPlayer
 from ...spin_core.store import TensorStore
-from ...train_core import LocalEngine, gradient_checkpointing, save_tensors, weights_hash
-from ..host.copies import load_for_training, residuals_kept, training_copy, training_mode
-from ..host.denoiser import ModelDenoiser, batch_contexts, context_of
+from ...train_core import LocalEngine, gradient_checkpointing, save_tensors
+from ...train_core.engine import AUTOCAST_DTYPES
+from ..host.copies import load_for_training, training_copy, training_mode
+from ..host.denoiser import ModelDenoiser, context_of
+from ..host.families import LoraLayers, trained_layers, transformer_blocks
+from ..host.families.gradients import differentiable
 from ..host.folders import run_name
+from ..host.frozen import Frozen, borrowed, patched_hash
 from ..host.options import TrainingOptions
 from ..host.progress import Watch
 from .captions import Captions, OpponentSampling, host_sampler, picture_encoder, picture_strip
 from .checkpoints import FOLDER, file_metadata
 
-# Attention's projections: the layers that LoRAs of every family
-# change. The U-Nets name them to_*, SD3 and Flux qkv and proj.
-LORA_LAYERS = r"\.(to_q|to_k|to_v|to_out\.0|qkv|proj)$"
 INTERRUPTS = (comfy.model_management.InterruptProcessingException,)
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What Train SPIN or Train Baseline was asked for. rank: of the LoRA; None trains all weights."""
+    """What Train SPIN or Train Baseline was asked for. rank: of the LoRA on its `layers`; None trains all weights."""
 
     settings: RoundSettings
     options: TrainingOptions = field(default_factory=TrainingOptions)
@@ -43,6 +45,7 @@ class TrainingRun:
     method: str = "spin"
     rounds: int = 1
     rank: int | None = 16
+    layers: LoraLayers = "attention"
     resolution: int = 512
     name: str = "spin"
     preview_prompts: tuple[str, ...] = ()
@@ -55,6 +58,7 @@ class TrainingRun:
             "settings": settings,
             "method": self.method,
             "rank": self.rank,
+            "layers": self.layers,
             "resolution": self.resolution,
             "precision": self.options.precision,
             "accumulation": self.options.accumulation,
@@ -94,41 +98,49 @@ def shown_by(watch: Watch) -> OnProgress:
     return show
 
 
+@dataclass(frozen=True)
+class Trainee:
+    """The MODEL that learns, as it lies (LoRA) or as two copies of it, and where it is while it is neither trained nor drawn with."""
+
+    patchers: list
+    player: LoRAPlayer | FullPlayer
+    ready: AbstractContextManager
+    drawing: Callable[[], AbstractContextManager]
+
+    @property
+    def patcher(self):
+        return self.patchers[0]
+
+
 def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], None]) -> Trained:
-    """Plays the rounds, or trains the baseline, on a copy of `model`.
+    """Plays the rounds, or trains the baseline, beside `model`, which stays as it is.
 
     What is learnt when the user interrupts is written to the run's folder before the interrupt goes on.
     """
     with training_mode(), ExitStack() as stack:
-        patchers = [training_copy(model) for _ in range(2 if asked.rank is None else 1)]
-        patcher = patchers[0]
-        network = patcher.model.diffusion_model
-        stack.enter_context(residuals_kept(network))
-        if asked.options.checkpointing:
-            stack.enter_context(gradient_checkpointing(transformer_blocks(network)))
+        trainee = full_trainee(model, asked) if asked.rank is None else lora_trainee(model, asked)
         store = TensorStore(home() / "cache")
         captions = Captions(clip, store)
-        player = full_player(*patchers) if asked.rank is None else lora_player(patcher, asked.rank, asked.settings.seed)
         report = Report()
         corpus = encode_dataset(
             dataset,
-            picture_encoder(vae, patcher.model, store, asked.resolution),
-            lambda prompts, shape: batch_contexts(
-                [context_of(patcher.model, captions.conditioning(p), shape) for p in prompts]
-            ),
+            picture_encoder(vae, model.model, store, asked.resolution),
+            lambda prompts, shape: [context_of(model.model, captions.conditioning(p), shape) for p in prompts],
             report,
             pairs=asked.method == "dpo",
             on_picture=lambda done: comfy.model_management.throw_exception_if_processing_interrupted(),
             seed=asked.settings.seed,
         )
-        load_for_training(patchers)
-        stack.enter_context(player.attached())
-        sample = host_sampler(patcher, captions, asked.opponent)
-        watch = Watch(say, asked.options.preview_every, previewer(vae, patchers, sample, corpus, asked.preview_prompts))
-        parent = player.opponent_hash()
-        run = make_run(corpus, asked, patcher.load_device, shown_by(watch), parent)
-        game = play_method(player, returning(sample, patchers), run, asked)
-        trained = Trained(*learnt(player, asked), metrics_of(game, asked, parent, run.folder), report)
+        stack.enter_context(trainee.ready)
+        stack.enter_context(trainee.player.attached())
+        if asked.rank is not None:
+            check_gradients(trainee.player, corpus)
+        sample = host_sampler(trainee.patcher, captions, asked.opponent)
+        watch = Watch(say, asked.options.preview_every, previewer(vae, trainee, sample, corpus, asked.preview_prompts))
+        parent = trainee.player.opponent_hash()
+        run = make_run(corpus, asked, trainee.patcher.load_device, shown_by(watch), parent)
+        game = play_method(trainee.player, returning(sample, trainee), run, asked)
+        trained = Trained(*learnt(trainee.player, asked), metrics_of(game, asked, parent, run.folder), report)
         if game.stopped_by is not None:
             kept = keep_stopped(trained, run.folder)
             say(
@@ -138,48 +150,84 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
         return trained
 
 
-def lora_player(patcher, rank: int, seed: int) -> LoRAPlayer:
+def lora_trainee(model, asked: TrainingRun) -> Trainee:
+    """A LoRA beside the user's own weights, in the type that they are stored in."""
+    patcher = borrowed(model, AUTOCAST_DTYPES.get(asked.options.precision, torch.float32))
     network = patcher.model.diffusion_model
-    base_hash = weights_hash(network.state_dict())
-    return LoRAPlayer(ModelDenoiser(patcher), network, base_hash, LORA_LAYERS, rank, float(rank), seed)
+    names = trained_layers(network, asked.layers)
+    how = (names, asked.rank, float(asked.rank), asked.settings.seed, patcher.load_device)
+    player = LoRAPlayer(ModelDenoiser(patcher), network, patched_hash(patcher), *how)
+    sparing = [lambda: gradient_checkpointing(transformer_blocks(network))] if asked.options.checkpointing else []
+    frozen = Frozen([patcher], within=sparing)
+    return Trainee([patcher], player, frozen, frozen.given_back)
 
 
-def full_player(patcher, opponent) -> FullPlayer:
+def check_gradients(player: LoRAPlayer, corpus) -> None:
+    """A dry step of one picture's shape: ValueError where a kernel has no gradient or a layer's gradient never comes.
+
+    Before any picture is drawn, since drawing takes longest.
+    """
+    adapter, shape = player.adapter(player.seed), tuple(corpus.shapes[0])
+    x_t = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(player.device)
+    t = torch.tensor([len(player.policy.schedule) // 2], device=player.device)
+    with adapter.attached():
+        answer = player.policy.predict(x_t, t, corpus.context(corpus.prompts[:1], shape))
+        try:
+            answer.square().mean().backward()
+        except RuntimeError as error:
+            raise ValueError(
+                f"this model has a kernel without a gradient, so it cannot be trained here: {error}"
+            ) from error
+    lost = [name for name, layer in adapter.layers().items() if layer.up.grad is None]
+    if lost:
+        raise ValueError(
+            f'no gradient comes to "{lost[0]}" ({len(lost)} of {len(player.names)} layers): a kernel behind it has none in this '
+            "version of ComfyUI. Choose other layers, or report the model's name"
+        )
+
+
+def full_trainee(model, asked: TrainingRun) -> Trainee:
     """Player and opponent as two copies of one model, in float32 whatever the model is in."""
-    for own in (patcher, opponent):
-        own.model.diffusion_model.float()
-    return FullPlayer(
-        ModelDenoiser(patcher), ModelDenoiser(opponent), patcher.model.diffusion_model, opponent.model.diffusion_model
+    patchers = [training_copy(model) for _ in range(2)]
+    networks = [own.model.diffusion_model.float() for own in patchers]
+    player = FullPlayer(*map(ModelDenoiser, patchers), *networks)
+    return Trainee(
+        patchers, player, full_ready(networks[0], asked.options.checkpointing), partial(copies_away, patchers)
     )
 
 
-def transformer_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
-    """The blocks that are worth computing twice."""
-    names = ("BasicTransformerBlock", "JointBlock", "DoubleStreamBlock", "SingleStreamBlock")
-    return [module for module in network.modules() if type(module).__name__ in names]
+@contextmanager
+def full_ready(network: torch.nn.Module, checkpointing: bool) -> Iterator[None]:
+    with differentiable(network), gradient_checkpointing(transformer_blocks(network) if checkpointing else []):
+        yield
 
 
-def previewer(vae, patchers, sample, corpus, prompts: tuple[str, ...]) -> Callable[[], Image.Image] | None:
+@contextmanager
+def copies_away(patchers: list) -> Iterator[None]:
+    """Short of memory, drawing displaces the copies: afterwards they are where training needs them."""
+    yield
+    load_for_training(patchers)
+
+
+def previewer(vae, trainee: Trainee, sample, corpus, prompts: tuple[str, ...]) -> Callable[[], Image.Image] | None:
     """Draws the same prompts with the same seeds whenever it is called."""
     if not prompts:
         return None
     seeds, shape = list(range(len(prompts))), tuple(corpus.shapes[0])
 
     def preview() -> Image.Image:
-        strip = picture_strip(vae, patchers[0].model, sample(list(prompts), seeds, shape))
-        load_for_training(patchers)
-        return strip
+        with trainee.drawing():
+            return picture_strip(vae, trainee.patcher.model, sample(list(prompts), seeds, shape))
 
     return preview
 
 
-def returning(sample: Callable[..., Tensor], patchers: list) -> Callable[..., Tensor]:
-    """The sampler, after which the copies are where training needs them: short of memory, a prompt's encoding displaces them."""
+def returning(sample: Callable[..., Tensor], trainee: Trainee) -> Callable[..., Tensor]:
+    """The sampler, after which the model is as training needs it."""
 
     def draw(*wanted) -> Tensor:
-        latents = sample(*wanted)
-        load_for_training(patchers)
-        return latents
+        with trainee.drawing():
+            return sample(*wanted)
 
     return draw
 

@@ -1,11 +1,13 @@
 """Train SPIN, Train Baseline."""
 
 import json
+from typing import get_args
 
 from comfy_api.latest import io
 
 from ...spin_core.curves import verdict
 from ..host.errors import check_bounds
+from ..host.families import LoraLayers
 from ..host.options import TrainingOptions
 from ..host.progress import say
 from ..host.sockets import (
@@ -44,10 +46,15 @@ def model_inputs() -> list:
 
 def training_inputs() -> list:
     """What both trainers set."""
-    rank = io.Int.Input("rank", default=16, min=1, max=256, tooltip="Rank of the LoRA.")
+    lora = [
+        io.Int.Input("rank", default=16, min=1, max=256, tooltip="Rank of the LoRA."),
+        io.Combo.Input("layers", options=list(get_args(LoraLayers)),
+            tooltip="What the LoRA changes: attention's projections, those and the feed-forward layers, or every linear "
+            "layer (in U-Nets convolutions too). More learns more from as many pictures, and forgets more."),
+    ]  # fmt: skip
     return [
-        io.DynamicCombo.Input("train", options=[io.DynamicCombo.Option(LORA, [rank]), io.DynamicCombo.Option(FULL, [])],
-            tooltip="LoRA: small, and the opponent costs no second copy. full: all weights in float32, and two copies "
+        io.DynamicCombo.Input("train", options=[io.DynamicCombo.Option(LORA, lora), io.DynamicCombo.Option(FULL, [])],
+            tooltip="LoRA: small, beside your model as it lies in memory. full: all weights in float32, and two copies "
             "of them."),
         io.Int.Input("batch_size", default=4, min=1, max=512, tooltip="Pairs in one forward."),
         io.Int.Input("resolution", default=512, min=64, max=2048, step=64,
@@ -194,6 +201,7 @@ def asked_for(
         method=method,
         rounds=rounds,
         rank=train.get("rank"),
+        layers=train.get("layers", "attention"),
         resolution=resolution,
         name=run_name,
         preview_prompts=lines(preview_prompts),

@@ -20,6 +20,7 @@ from vico_spin.spin_core.store import TensorStore
 from vico_spin.train_core import (
     LocalEngine,
     NoiseSchedule,
+    find_layers,
     flow_sigmas,
     keyed_generator,
     scaled_linear_alphas_cumprod,
@@ -106,7 +107,9 @@ def settings(**changes):
 
 def lora_player(model, prediction="epsilon", seed=0):
     model.requires_grad_(False)
-    return LoRAPlayer(Tiny(model, prediction), model, weights_hash(model.state_dict()), ".", 2, 2.0, seed)
+    return LoRAPlayer(
+        Tiny(model, prediction), model, weights_hash(model.state_dict()), find_layers(model, "."), 2, 2.0, seed
+    )
 
 
 def full_player(model, prediction="epsilon"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vico_spin.nodes.host import copies, denoiser
+from vico_spin.nodes.host.families.gradients import differentiable
 from vico_spin.scripts import models
 from vico_spin.train_core import weights_hash
 
@@ -33,12 +34,12 @@ def test_predicts_as_the_host_and_can_be_trained(host, family):
                 ]
             ]
             device = copy.load_device
-            context = denoiser.batch_contexts([denoiser.context_of(copy.model, text, shape)] * 2)
-            context = {name: value.to(device) for name, value in context.items()}
+            row = {name: value.to(device) for name, value in denoiser.context_of(copy.model, text, shape).items()}
+            context = {name: torch.cat([value, value]) for name, value in row.items()}
             x_t, t = torch.randn(2, *shape, generator=generator).to(device), torch.tensor([3, 700], device=device)
-            with copies.residuals_kept(copy.model.diffusion_model):
+            with differentiable(copy.model.diffusion_model):
                 weight = next(p for p in copy.model.diffusion_model.parameters() if p.ndim > 1).requires_grad_(True)
-                prediction = made.predict(x_t, t, context)
+                prediction = made.predict(x_t, t, [row, row])
                 prediction.square().mean().backward()
             alpha, sigma = made.schedule.at(t, x_t)
             host_sigma = made.sampling.sigmas.to(device)[t]
@@ -48,9 +49,3 @@ def test_predicts_as_the_host_and_can_be_trained(host, family):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert weight.grad.abs().sum() > 0
     assert weights_hash(model.model.state_dict()) == before
-
-
-def test_prompts_of_several_chunks_are_batched_as_the_host_does():
-    short, long = torch.randn(1, 77, 40), torch.randn(1, 154, 40)
-    both = denoiser.batch_contexts([{"c_crossattn": short}, {"c_crossattn": long}])["c_crossattn"]
-    assert both.shape == (2, 154, 40) and torch.equal(both[0], torch.cat([short, short], dim=1)[0])

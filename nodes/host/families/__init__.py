@@ -5,6 +5,7 @@ Both methods ask here: ViCo for the places of image attention, self-play and ViC
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import comfy.ldm.anima.model
 import comfy.ldm.chroma.model
@@ -13,12 +14,16 @@ import comfy.ldm.flux.model
 import comfy.ldm.hunyuan_video.model
 import comfy.ldm.krea2.model
 import comfy.ldm.lumina.model
+import comfy.ldm.modules.attention
 import comfy.ldm.modules.diffusionmodules.mmdit
 import comfy.ldm.modules.diffusionmodules.openaimodel
 import comfy.ldm.qwen_image.model
 import comfy.ldm.wan.model
 import torch
 
+from ....train_core import UNET_LAYERS, find_layers
+
+LoraLayers = Literal["attention", "attention and feed-forward", "all"]
 FLUX_ATTENTION = r"(img_attn|txt_attn)\.(qkv|proj)|linear1|linear2"
 FLUX_FEED_FORWARD = r"(img_mlp|txt_mlp)\.(0|2)"
 COSMOS_ATTENTION = r"(self_attn|cross_attn)\.(q_proj|k_proj|v_proj|output_proj)"
@@ -29,7 +34,8 @@ class Family:
     """One family, told by the host's class of its network.
 
     blocks: the lists of its blocks, in the order they run. attention, feed_forward: names of Linears inside a block, as regular
-    expressions (a single-stream Flux block has both in one: linear1, linear2).
+    expressions (a single-stream Flux block has both in one: linear1, linear2). unread: of those, what of the last block nothing
+    reads any more (its text goes nowhere), so that no gradient comes there.
     """
 
     name: str
@@ -37,6 +43,7 @@ class Family:
     blocks: tuple[str, ...]
     attention: str
     feed_forward: str
+    unread: str = "(?!)"
 
     def block_paths(self, network: torch.nn.Module) -> list[str]:
         """Paths of the network's blocks, in the order they run."""
@@ -46,7 +53,18 @@ class Family:
         """Paths of the Linears inside its blocks whose names below the block are the pattern's."""
         wanted = re.compile(rf"({'|'.join(self.blocks)})\.\d+\.({pattern})")
         named = network.named_modules()
-        return [name for name, module in named if isinstance(module, torch.nn.Linear) and wanted.fullmatch(name)]
+        return [name for name, module in named if is_linear(module) and wanted.fullmatch(name)]
+
+    def dead_ends(self, network: torch.nn.Module) -> set[str]:
+        """Paths of the Linears whose output nothing reads."""
+        last = f"{self.blocks[-1]}.{len(network.get_submodule(self.blocks[-1])) - 1}."
+        named = self.linears(network, f"{self.attention}|{self.feed_forward}")
+        return {name for name in named if name.startswith(last) and re.fullmatch(self.unread, name.removeprefix(last))}
+
+
+def is_linear(module: torch.nn.Module) -> bool:
+    """The host's Linear, its quantised one included, which is no torch.nn.Linear."""
+    return hasattr(module, "in_features") and hasattr(module, "weight")
 
 
 ldm = comfy.ldm
@@ -66,6 +84,7 @@ TRANSFORMERS = (  # the first that fits: Anima's class is a subclass of Cosmos-P
         ("transformer_blocks",),
         r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)",
         r"(img_mlp|txt_mlp)\.net\.(0\.proj|2)",
+        unread=r"attn\.(add_q_proj|to_add_out)|txt_mlp\..*",
     ),
     Family(
         "Z-Image, Lumina 2",
@@ -97,3 +116,38 @@ TRANSFORMERS = (  # the first that fits: Anima's class is a subclass of Cosmos-P
 def transformer_family(network: torch.nn.Module) -> Family | None:
     """The row of this network (a MODEL's diffusion_model); None for what the table does not know, U-Nets included."""
     return next((family for family in TRANSFORMERS if isinstance(network, family.kind)), None)
+
+
+def trained_layers(network: torch.nn.Module, layers: LoraLayers) -> list[str]:
+    """Paths of the layers that a LoRA changes. all: every Linear (in U-Nets convolutions too) that the answer hangs on.
+
+    Raises: ValueError where this pack does not know the network.
+    """
+    if isinstance(network, ldm.modules.diffusionmodules.openaimodel.UNetModel):
+        return find_layers(network, UNET_LAYERS[layers])
+    family = transformer_family(network)
+    if family is None:
+        known = ", ".join(family.name for family in TRANSFORMERS)
+        raise ValueError(
+            f"this pack does not know which layers of a {type(network).__name__} to train. It trains SD1.x, SD2.x, SDXL and "
+            f"{known}"
+        )
+    patterns = {
+        "attention": family.attention,
+        "attention and feed-forward": f"{family.attention}|{family.feed_forward}",
+    }
+    found = (
+        [name for name, module in network.named_modules() if is_linear(module)]
+        if layers == "all"
+        else family.linears(network, patterns[layers])
+    )
+    dead = family.dead_ends(network)
+    return [name for name in found if name not in dead]
+
+
+def transformer_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """The blocks that are worth computing twice where memory is short."""
+    family = transformer_family(network)
+    if family is not None:
+        return [network.get_submodule(path) for path in family.block_paths(network)]
+    return [module for module in network.modules() if isinstance(module, ldm.modules.attention.BasicTransformerBlock)]

@@ -1,0 +1,213 @@
+"""Training beside weights that stay as the user has them: in place, in their stored type, wherever the host keeps them.
+
+ComfyUI makes its weights under inference mode, where autograd may save none of them; it casts them at every use, and moves
+what does not fit away. So nothing of them is saved here: a backward pass reads a layer's weight again, as its forward did.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...train_core import weights_hash
+from .families.gradients import differentiable, replaced
+
+
+def borrowed(model: comfy.model_patcher.ModelPatcher, dtype=torch.float32) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL itself, its LoRAs as the host's patches, computing in `dtype`: to be trained beside, inside `Frozen`.
+
+    Raises: ValueError where another node has patched layers of it, which need not have a gradient.
+    """
+    foreign = [name for name in model.object_patches if name.startswith("diffusion_model.")]
+    if foreign:
+        raise ValueError(
+            f"another node has patched layers of this model (for instance {foreign[0]}), which cannot be trained: "
+            "connect the model from before that node"
+        )
+    patcher = model.clone()
+    if patcher.model.get_dtype_inference() != dtype:
+        patcher.set_model_compute_dtype(dtype)
+    return patcher
+
+
+def load_frozen(patchers: list, memory: int = 0) -> None:
+    """Brings models to the device as the host does for a node; `memory` bytes beside them stay free for the training.
+
+    What does not fit stays in system memory, and the host casts it layer by layer.
+    """
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu(patchers, memory_required=memory)
+
+
+def patched_hash(patcher: comfy.model_patcher.ModelPatcher) -> str:
+    """weights_hash of the diffusion model as the user's file has it, and of the LoRAs on it, loaded or not."""
+    network, prefix = patcher.model.diffusion_model, "diffusion_model."
+    with torch.inference_mode():
+        merged = {
+            name: patcher.backup[prefix + name].weight
+            for name in network.state_dict()
+            if prefix + name in patcher.backup
+        }
+        base = weights_hash({**network.state_dict(), **merged})
+    if not patcher.patches:
+        return base
+    parts = json.dumps([base, described(sorted(patcher.patches.items()))])
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def described(patch) -> Any:
+    """A patch of the host (tensors, numbers, adapters in tuples and lists) as JSON values that are equal where it is."""
+    if isinstance(patch, Tensor):
+        return weights_hash({"": patch})
+    if isinstance(patch, list | tuple):
+        return [described(part) for part in patch]
+    if hasattr(patch, "weights"):  # the host's WeightAdapter
+        return [patch.name, described(patch.weights)]
+    return getattr(patch, "__qualname__", repr(patch))
+
+
+class Frozen:
+    """Networks of the host that gradients pass while their weights stay as they are.
+
+    Inside `with Frozen(patchers) as frozen:` (itself inside training_mode()) they are loaded, and can be trained beside.
+    Whatever may move them (a sampler, a VAE, a text encoder) runs inside `frozen.given_back()`.
+    memory: bytes that stay free beside them. within: what else must hold while they are trained, such as checkpointing.
+    """
+
+    def __init__(self, patchers: list, memory: int = 0, within: Sequence[Callable[[], AbstractContextManager]] = ()):
+        self.patchers, self.memory, self.within = patchers, memory, within
+        self.stack = ExitStack()
+
+    def __enter__(self) -> "Frozen":
+        load_frozen(self.patchers, self.memory)
+        for patcher in self.patchers:
+            self.stack.enter_context(readable(patcher.model))
+            self.stack.enter_context(differentiable(patcher.model))
+        for make in self.within:
+            self.stack.enter_context(make())
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stack.close()
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Inside, the host has its models as they were. Afterwards they are loaded and trained beside again."""
+        self.stack.close()
+        yield
+        self.__enter__()
+
+
+@contextmanager
+def readable(network: nn.Module) -> Iterator[None]:
+    """Inside, a gradient passes the network's layers and none of their weights is saved for it."""
+    with ExitStack() as stack:
+        for module in network.modules():
+            if isinstance(module, comfy.ops.CastWeightBiasOp):
+                if is_graded(module):
+                    stack.enter_context(replaced(module, "forward", partial(read, module, module.forward)))
+            else:
+                stack.enter_context(saveable(module))
+        yield
+
+
+def is_graded(module: nn.Module) -> bool:
+    """Layers with weights whose input has a gradient; an embedding's is an integer."""
+    return getattr(module, "weight", None) is not None and not isinstance(module, nn.Embedding)
+
+
+@contextmanager
+def saveable(module: nn.Module) -> Iterator[None]:
+    """Inside, weights that the module itself computes with (they are small) are tensors that autograd may save: same bytes."""
+    held = {name: weight for name, weight in module._parameters.items() if weight is not None and weight.is_inference()}
+    buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and buffer.is_inference()}
+    for name, weight in held.items():
+        module._parameters[name] = nn.Parameter(same_bytes(weight), requires_grad=False)
+    for name, buffer in buffers.items():
+        module._buffers[name] = same_bytes(buffer)
+    try:
+        yield
+    finally:
+        module._parameters.update(held)
+        module._buffers.update(buffers)
+
+
+def same_bytes(tensor: Tensor) -> Tensor:
+    """An ordinary tensor over the memory of one that was made under inference mode."""
+    made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return made.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def read(module: nn.Module, forward, x: Tensor, *args, **kwargs) -> Tensor:
+    """The layer's own forward; where a gradient is wanted, by FrozenLayer."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return forward(x, *args, **kwargs)
+    return FrozenLayer.apply(x, module, lambda x: forward(x, *args, **kwargs))
+
+
+class FrozenLayer(torch.autograd.Function):
+    """y = layer(x) by the layer's own forward, dx by its weight as it is read again in the backward pass. No gradient of weights."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, module: nn.Module, forward) -> Tensor:
+        ctx.module, ctx.shape, ctx.dtype = module, x.shape, x.dtype
+        if isinstance(module, NORMS):
+            ctx.save_for_backward(x)
+        return forward(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        module = ctx.module
+        x = ctx.saved_tensors[0] if isinstance(module, NORMS) else None
+        weight, bias, stream = comfy.ops.cast_bias_weight(module, x if x is not None else grad, offloadable=True)
+        if x is None:
+            dx = through(module, grad, whole(weight, grad.dtype), ctx.shape)
+        else:
+            dx = through_norm(module, grad, x, weight, bias)
+        comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+        return dx.to(ctx.dtype), None, None
+
+
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+CONVOLUTIONS = {nn.Conv1d: nn.grad.conv1d_input, nn.Conv2d: nn.grad.conv2d_input, nn.Conv3d: nn.grad.conv3d_input}
+
+
+def whole(weight: Tensor, dtype) -> Tensor:
+    """A quantised weight as numbers."""
+    return weight.dequantize().to(dtype) if isinstance(weight, comfy.ops.QuantizedTensor) else weight
+
+
+def through(module: nn.Module, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    """dx of a linear or convolution layer, from dy and its weight alone."""
+    for kind, input_gradient in CONVOLUTIONS.items():
+        if isinstance(module, kind):
+            return input_gradient(shape, weight, grad, module.stride, module.padding, module.dilation, module.groups)
+    dx = grad @ weight
+    smoothing = getattr(
+        module, "pre_quant_scale", None
+    )  # of the host's quantised layers: their input is multiplied by it
+    return dx if smoothing is None else dx * smoothing.to(dx)
+
+
+def through_norm(module: nn.Module, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """dx of a norm, computed again with copies of its few weights."""
+    weight, bias = weight.clone(), None if bias is None else bias.clone()
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        if isinstance(module, nn.LayerNorm):
+            y = F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+        elif isinstance(module, nn.RMSNorm):
+            y = F.rms_norm(x, module.normalized_shape, weight, module.eps)
+        else:
+            y = F.group_norm(x, module.num_groups, weight, bias, module.eps)
+    return torch.autograd.grad(y, x, grad.to(y.dtype))[0]
