@@ -6,10 +6,10 @@ raises `BadFile` with a sentence that names the file and says what to do. Import
 
 from .captioned import Captioned, captioned_folder, captioned_table, table_of
 from .captions import CAPTION_ENDINGS, captions_beside, captions_of
-from .files import BadFile, check_file, files_below, inside, leads_out, pictures_below, read_bytes
+from .files import BadFile, Unusable, check_file, files_below, inside, leads_out, pictures_below, read_bytes
 from .limits import LIMITS, Limits
 from .parquet import open_parquet, parquet_rows
-from .pictures import PICTURE_ENDINGS, BadPicture, open_picture
+from .pictures import PICTURE_ENDINGS, open_picture, unusable
 from .prompts import read_prompts
 from .report import Report
 from .tables import PROMPT_COLUMNS, Problem, Row, read_json, read_rows, value_of
@@ -23,12 +23,12 @@ __all__ = [
     "PICTURE_ENDINGS",
     "PROMPT_COLUMNS",
     "BadFile",
-    "BadPicture",
     "Captioned",
     "Limits",
     "Problem",
     "Report",
     "Row",
+    "Unusable",
     "captioned_folder",
     "captioned_table",
     "captioned_tar",
@@ -53,5 +53,6 @@ __all__ = [
     "read_rows",
     "read_text",
     "table_of",
+    "unusable",
     "value_of",
 ]

@@ -35,10 +35,17 @@ def config_of(arguments: list[str]) -> str | None:
     return None
 
 
-class ModelSettings(FileSettings):
-    """Which model, and how it draws."""
+class PipelineSettings(FileSettings):
+    """Which model."""
 
     model: str = Field(description="Folder of a diffusers pipeline (SD1.x, SD2.x or SDXL), or its name on the hub.")
+    variant: str | None = Field(None, description="Which of the model's files, such as fp16; they are read as float32.")
+    hub: bool = Field(False, description="Fetch the model from the hub where it is not on this machine.")
+
+
+class ModelSettings(PipelineSettings):
+    """Which model, and how it draws."""
+
     output: Path = Field(
         description="Folder of the run: pictures, checkpoints, results, log.jsonl. The same command goes on there."
     )
@@ -62,6 +69,7 @@ class TrainSettings(ModelSettings):
         "spin", description="Self-play, supervised fine-tuning, or Diffusion-DPO on pairs."
     )
     rounds: int = Field(1, ge=1, description="Rounds of self-play.")
+    lora: Path | None = Field(None, description="A LoRA to start from: it is merged into the model first.")
     train: Literal["full", "lora"] = Field("full", description="All weights of the U-Net, or a LoRA on its attention.")
     rank: int = Field(16, ge=1, description="Rank of the LoRA.")
     shard: bool = Field(
@@ -120,16 +128,17 @@ class GenerateSettings(ModelSettings):
     rounds: Literal[1] = Field(1, description="Only round 1's opponent exists before training.")
 
 
-class ConvertSettings(FileSettings):
-    """Turns what a run learnt into what others read."""
+class ConvertSettings(PipelineSettings):
+    """Turns what a run learnt, also one that was stopped, into what others read."""
 
     run: Path = Field(description="Folder of the run.")
-    model: str = Field(description="The pipeline that the run started from.")
     to: Literal["lora", "diffusers"] = Field(
         "diffusers",
         description="lora: one file for ComfyUI (LoRA runs). diffusers: a U-Net folder with everything merged.",
     )
-    rounds: int | None = Field(None, description="How many rounds to take; all by default.")
+    rounds: int | None = Field(
+        None, ge=1, description="How many rounds to take; by default all, the last one as far as it came."
+    )
     output: Path = Field(description="File (lora) or folder (diffusers) to write.")
 
 

@@ -155,6 +155,16 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def read_identity(path: Path) -> dict:
+    """What a checkpoint's run is made of, without its tensors; empty where the file does not say."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        return unpack(dict(json.loads(metadata["state"])["__dict__"])["identity"], {})
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
 def read_state(path: Path) -> dict:
     """The state inside a checkpoint file. Raises: ValueError with a sentence where it is none."""
     check_file(path, LIMITS.weights_bytes)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ...sprite_world import EXAMPLE, EXAMPLE_LORA
 from ...train_core import save_tensors
+from ...train_core.lora_dialects import is_lora, read_dialect, without_partner
 from ..host.folders import register_folder
-from .lora_dialects import is_lora, read_dialect, without_partner
 
 FOLDER = "spin"
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})(?=\.\w+$)")
@@ -122,7 +122,8 @@ def is_finite(tensor: Tensor) -> bool:
 
 def with_lora(model, state: dict[str, Tensor], strength: float, name: str, say: Callable[[str], None]):
     """The LoRA on the model, by the host's own loader: all of its layers. Raises: ValueError with the reason otherwise."""
-    renamed, layers, strange = read_dialect(comfy.lora_convert.convert_lora(state), model)
+    places = comfy.lora.model_lora_keys_unet(model.model, {})
+    renamed, layers, strange = read_dialect(comfy.lora_convert.convert_lora(state), places)
     if strange:
         raise ValueError(
             f'LoRA "{name}" was trained on another base: {len(strange)} of its {len(strange) + len(layers)} layers are not in '
@@ -130,7 +131,6 @@ def with_lora(model, state: dict[str, Tensor], strength: float, name: str, say: 
         )
     if halves := without_partner(renamed):
         raise ValueError(f'LoRA "{name}" is not whole: {halves[0]} has no partner. Save or download it again')
-    places = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(renamed, places, log_missing=False)
     weights = model.model.state_dict()
     wrong = [key for key, patch in patches.items() if isinstance(key, str) and not fits(patch, weights[key])]

@@ -183,6 +183,21 @@ def test_interrupt_keeps_what_was_learnt_and_the_next_run_goes_on(play, call, pl
     assert weights_hash(resumed[1]) == weights_hash(whole[1])
 
 
+def test_more_steps_or_rounds_go_on_where_the_same_run_ended(play, places):
+    """The finished run stays as it is; only what is new is trained, and it comes to the same."""
+    play(tiny(), run_name="grown")
+    kept = {path: path.stat().st_mtime_ns for path in (places / "output" / "spin" / "runs").rglob("*")}
+    hook, told = comfy.utils.PROGRESS_BAR_HOOK, []
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, *more, **named: told.append((value, total)))
+    try:
+        grown = play(tiny(), run_name="grown", rounds=2, steps="3, 2")
+    finally:
+        comfy.utils.set_progress_bar_global_hook(hook)
+    assert (3, 3) in told and (1, 3) not in told and (2, 3) not in told
+    assert weights_hash(grown[1]) == weights_hash(play(tiny(), run_name="fresh", rounds=2, steps="3, 2")[1])
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
 @pytest.mark.parametrize("method", ["SFT", "DPO"])
 def test_baselines(play, method, places):
     import pyarrow
