@@ -1,4 +1,4 @@
-"""Files that a person or a stranger brings: pictures, texts, tables, prompt lists, each by one reader.
+"""Files that a person or a stranger brings: pictures, texts, tables, prompt lists, each by one reader; and files written whole.
 
 A reader takes regular files only, tells what a file is by its content, holds its bounds (`Limits`) before it decodes, and
 raises `BadFile` with a sentence that names the file and says what to do. Imports no other room and no host.
@@ -16,6 +16,7 @@ from .tables import PROMPT_COLUMNS, Problem, Row, read_json, read_rows, value_of
 from .tars import captioned_tar
 from .texts import decode_text, lines_of, read_text
 from .workflows import is_node, positive_prompts, prompt_of_picture
+from .writing import write_atomically, write_text
 
 __all__ = [
     "CAPTION_ENDINGS",
@@ -55,4 +56,6 @@ __all__ = [
     "table_of",
     "unusable",
     "value_of",
+    "write_atomically",
+    "write_text",
 ]

@@ -101,6 +101,7 @@ def make_opponent(pipeline, unet, text: PipelineText, settings: ModelSettings, d
 
 def run_train(settings: TrainSettings) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was learnt is kept, as after Ctrl-C
+    rounds = settings.rounds_settings()  # what cannot be is said before a model is read
     engine = make_engine(settings)
     pipeline = load_pipeline(settings, engine.device)
     report = Report()
@@ -115,7 +116,7 @@ def run_train(settings: TrainSettings) -> None:
         start_from(pipeline.unet, settings.lora, settings.output, engine)
     player, drawer = make_player(pipeline, settings, engine)
     log = Log(settings, engine)
-    run = Run(corpus, settings.rounds_settings(), engine, settings.output, log)
+    run = Run(corpus, rounds, engine, settings.output, log)
     with player.attached():
         if settings.method == "spin":
             opponent = make_opponent(pipeline, drawer, text, settings, engine.device)

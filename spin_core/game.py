@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..intake import write_atomically
 from ..train_core import (
     CheckpointFolder,
     Engine,
@@ -31,7 +32,6 @@ from ..train_core import (
     read_identity,
     save_tensors,
     train,
-    write_atomically,
 )
 from .batches import BucketOrder, Corpus, PairBatches
 from .generation import Order, Pictures, Sample
@@ -68,11 +68,15 @@ class RoundSettings:
     def __post_init__(self):
         check_numbers("beta", self.beta, "or the game has no pull (the paper uses 2000 to 5000)")
         check_numbers("learning rate", self.lr, "written with a point, as 0.0001: commas stand between rounds")
+        if max(self.lr) > 1:
+            raise ValueError(
+                f"learning rate is {max(self.lr):g}: it must be at most 1, written with a point, as 0.0001"
+            )
         if max(self.lr) > HIGH_RATE:
             logging.warning(
                 "the learning rate %g is very high: most models come apart above %g", max(self.lr), HIGH_RATE
             )
-        if min(self.steps) < 1 or self.batch_size < 1:
+        if not self.steps or min(self.steps) < 1 or self.batch_size < 1:
             raise ValueError("steps and batch size must be at least 1")
 
     def loop(self, round_number: int) -> LoopSettings:
@@ -81,7 +85,9 @@ class RoundSettings:
 
 
 def check_numbers(name: str, values: Sequence[float], why: str) -> None:
-    """Raises: ValueError where one of them is not a finite number above 0."""
+    """Raises: ValueError where there is none, or one of them is not a finite number above 0."""
+    if not values:
+        raise ValueError(f"{name} is empty: it must be above 0, {why}")
     for value in values:
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value:g}: it must be above 0, {why}")

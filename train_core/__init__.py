@@ -1,6 +1,6 @@
 """What both trainers stand on: noise schedule, Denoiser, training loop, checkpoints, LoRA. Plain PyTorch, no host."""
 
-from .checkpoint import CheckpointFolder, is_whole, read_identity, read_state, save_tensors, write_atomically
+from .checkpoint import CheckpointFolder, is_whole, read_identity, read_state, save_tensors
 from .denoiser import Context, Denoiser, MixedPrecision, cat_contexts, map_context
 from .engine import Engine, LocalEngine
 from .loop import LoopSettings, Objective, StepReport, Training, TrainingDiverged, lr_factor, train
@@ -49,5 +49,4 @@ __all__ = [
     "train",
     "weights_hash",
     "whole",
-    "write_atomically",
 ]

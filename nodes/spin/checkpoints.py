@@ -1,9 +1,12 @@
 """SPIN checkpoints on disk: which kind a file is, loading it onto a model, saving."""
 
+import ast
 import json
+import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.lora
@@ -69,16 +72,46 @@ def load_onto(path: str, model, strength: float, say: Callable[[str], None] = la
         if model is None:
             raise ValueError(f'"{name}" is a LoRA: connect the model that it was trained on')
         return with_lora(model, state, strength, name, say)
-    network = network_of(state, name)
+    network = network_of(state, name, say=say)
     network.cached_patcher_init = (load_network, (path,))
     return network if model is None else mixed(model, network, strength, name)
 
 
-def network_of(state: dict[str, Tensor], name: str, disable_dynamic: bool = False):
-    network = comfy.sd.load_diffusion_model_state_dict(state, disable_dynamic=disable_dynamic)
+def network_of(
+    state: dict[str, Tensor], name: str, disable_dynamic: bool = False, say: Callable[[str], None] = lambda text: None
+):
+    """The diffusion model of these weights. Raises: ValueError where they are none, or not all of one."""
+    with what_is_missing() as missing:
+        network = comfy.sd.load_diffusion_model_state_dict(state, disable_dynamic=disable_dynamic)
     if network is None:
         raise ValueError(f'"{name}" is neither a LoRA nor a diffusion model that ComfyUI knows')
+    weights = [key for key, _ in network.model.diffusion_model.named_parameters()]
+    layers, lost = (dict.fromkeys(key.rpartition(".")[0] for key in keys) for keys in (weights, missing & {*weights}))
+    if lost:
+        raise ValueError(
+            f'"{name}" holds {len(layers) - len(lost)} of the {len(layers)} layers of its model ({next(iter(lost))} is missing): it is a part of one. Load it with the '
+            "other parts beside it under their own names, or download it again"
+        )
+    say(f"U-Net: {len(layers)} of {len(layers)} layers")
     return network
+
+
+@contextmanager
+def what_is_missing() -> Iterator[set[str]]:
+    """Names of weights that the host's loader did not find: it says so in the log alone, and goes on with whatever the memory held."""
+    names, word = set(), "unet missing: "
+
+    def listen(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if text.startswith(word):
+            names.update(ast.literal_eval(text.removeprefix(word)))
+        return True
+
+    logging.getLogger().addFilter(listen)
+    try:
+        yield names
+    finally:
+        logging.getLogger().removeFilter(listen)
 
 
 def load_network(path: str, disable_dynamic: bool = False):

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vico_spin.scripts.tiny_pipeline import write_pipeline
 from vico_spin.spin_core.cli import main
+from vico_spin.spin_core.game import RoundSettings
 from vico_spin.spin_core.pipelines import check_scheduler
 from vico_spin.spin_core.settings import TrainSettings, parse
 
@@ -242,6 +243,45 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
         "train", ["--config", str(tmp_path / "a.toml"), "--model", "m", "--data", "d", "--output", "o", "--steps", "7"]
     )
     assert (found.rounds, found.beta, found.steps, found.lr) == (3, [10.0], [7], [2e-5])
+
+
+@pytest.mark.parametrize(
+    "flag, value, sentence",
+    [
+        ("lr", "0", "learning rate is 0: it must be above 0, written with a point"),
+        ("lr", "0,0001", "--lr is no list of numbers: write them with a point"),
+        ("lr", "-1e-4", "learning rate is -0.0001: it must be above 0"),
+        ("lr", "inf", "--lr is no list of numbers: write them with a point"),
+        ("lr", "nan", "--lr is no list of numbers: write them with a point"),
+        ("lr", "2,5", "learning rate is 5: it must be at most 1, written with a point"),
+        ("beta", "nan", "--beta is no list of numbers: write them with a point"),
+        ("steps", "0", "steps and batch size must be at least 1"),
+        ("steps", "1.5", "--steps 1.5: input should be a valid integer"),
+        ("cfg", "7,5", "--cfg 7,5: input should be a valid number"),
+        ("cfg", "inf", "--cfg inf: input should be less than or equal to 100"),
+        ("cfg", "nan", "--cfg nan: input should be"),
+        ("resolution", "0", "--resolution 0: input should be greater than or equal to 64"),
+        ("sampling-steps", "0", "--sampling-steps 0: input should be greater"),
+        ("seed", "-1", "--seed -1: input should be greater"),
+        ("generation-batch", "0", "--generation-batch 0"),
+        ("weight-decay", "nan", "--weight-decay nan"),
+        ("max-grad-norm", "0", "--max-grad-norm 0"),
+        ("sft-weight", "-1", "--sft-weight -1"),
+        ("margin-clamp", "inf", "--margin-clamp inf"),
+        ("caption-dropout", "1.5", "--caption-dropout 1.5"),
+        ("rank", "0", "--rank 0"),
+        ("accumulation", "0", "--accumulation 0"),
+    ],
+)
+def test_every_number_has_its_bounds_and_is_said_before_a_model_is_read(capsys, flag, value, sentence):
+    fixed = ["--model", "gone", "--data", "gone", "--output", "gone"]
+    assert main(["train", *fixed, f"--{flag}={value}"]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_rate_that_is_very_high_is_warned_of(caplog):
+    RoundSettings(lr=(0.2,))
+    assert "the learning rate 0.2 is very high" in caplog.text
 
 
 def test_the_papers_recipe_is_read():

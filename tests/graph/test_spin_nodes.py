@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import comfy.lora
 import comfy.model_management
 import comfy.sample
 import comfy.sd
@@ -376,6 +377,40 @@ def test_loras_of_every_dialect_are_taken_whole(call, play, spin_folder, dialect
     save_file(dict(list(state.items())[1:]), spin_folder / "cut.safetensors")
     with pytest.raises(ValueError, match=r"not whole: .* has no partner"):
         load(call, spin_folder, spin_folder / "cut.safetensors", model=model)
+
+
+def lycoris(kind, shape):
+    """(part, tensor) of a layer of that shape, as LyCORIS writes it."""
+    draw = lambda *size: torch.randn(*size, generator=torch.Generator().manual_seed(sum(size))) * 0.1  # noqa: E731
+    rows, columns = shape[0], math.prod(shape[1:])
+    if kind == "LoHa":
+        return {
+            f"hada_w{n}_{side}": draw(*((rows, 2) if side == "a" else (2, columns))) for n in (1, 2) for side in "ab"
+        }
+    if kind == "LoKr":
+        return {"lokr_w1": draw(2, 2), "lokr_w2": draw(rows // 2, columns // 2)}
+    return {"diff": draw(*shape)}
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "diff"])
+def test_lycoris_kinds_are_taken_whole(call, spin_folder, caplog, kind):
+    """Each draws what the host's own loader draws of it."""
+    model = tiny()
+    weights = model.model.diffusion_model.state_dict()
+    names = comfy.lora.model_lora_keys_unet(model.model, {}).items()
+    keys = {key: name for name, key in names if "to_k" in str(key) and name.startswith("lora_unet_")}
+    places = {name: key for key, name in keys.items()}  # each layer by one of its two names
+    state = {}
+    for name, key in places.items():
+        shape = weights[key.removeprefix("diffusion_model.")].shape
+        state |= {f"{name}.{part}": tensor for part, tensor in lycoris(kind, shape).items()}
+    spin_folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, spin_folder / f"{kind}.SAFETENSORS")
+    with caplog.at_level("DEBUG"):
+        loaded = load(call, spin_folder, spin_folder / f"{kind}.SAFETENSORS", model=model)
+    assert f"LoRA: {len(places)} of {len(places)} layers" in caplog.text and len(places) > 4
+    torch.testing.assert_close(answer(loaded), answer(comfy_load(model, state)))
+    assert not torch.equal(answer(loaded), answer(model))
 
 
 def test_lora_needs_its_own_base(call, play, spin_folder):
