@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy
 from PIL import Image
 
+from ..intake import write_atomically
 from ..scores import win_rate, win_rate_interval
 from ..scripts.get_host import ROOT
 from ..scripts.sprite_world_card import BASE
 from ..sprite_world.pictures import evaluation_prompts, show
-from ..train_core import write_atomically
 from .grid import named_rows
 from .spin_arena import FAIR, FINE, Arena, Method
 

@@ -326,7 +326,7 @@ def draw_figure(rows: dict, path: Path) -> None:
 
 def run_identity(world: World, identity: int, conditions: list[str], folder: Path) -> dict:
     """Raw numbers of one identity {condition: {a measure: […]}}, from its file as far as they are there."""
-    from ..train_core import write_atomically
+    from ..intake import write_atomically
 
     path = folder / f"identity-{identity}.json"
     found = json.loads(path.read_text()) if path.is_file() else {}

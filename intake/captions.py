@@ -1,11 +1,10 @@
 """Captions: in a .txt, .caption or .json of the picture's name, beside it or in the same archive."""
 
-import json
 from pathlib import Path
 
-from .files import BadFile, read_bytes
+from .files import read_bytes
 from .limits import LIMITS
-from .tables import PROMPT_COLUMNS, value_of
+from .tables import PROMPT_COLUMNS, parse_json, value_of
 from .texts import decode_text
 
 CAPTION_ENDINGS = (".txt", ".caption", ".json")  # the first that is there
@@ -25,10 +24,7 @@ def captions_in(content: bytes, name: str) -> tuple[str, ...]:
     text = decode_text(content, name)
     if not name.lower().endswith(".json"):
         return captions_of(text)
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadFile(f'"{name}" is no JSON ({error})') from error
+    found = parse_json(text, name)
     return captions_of(value_of(found, PROMPT_COLUMNS) if isinstance(found, dict) else found)
 
 

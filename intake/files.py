@@ -11,19 +11,27 @@ class BadFile(ValueError):
     """A file, row or cell that cannot be used; the sentence names it and says what was wrong."""
 
 
+class Unusable(BadFile):
+    """A file that cannot be used: its name, and what is wrong with it."""
+
+    def __init__(self, name: str | Path, reason: str, what: str = ""):
+        super().__init__(f'{what}"{name}" {reason}')
+        self.name, self.reason = str(name), reason
+
+
 def open_regular(path: Path, most: int) -> BinaryIO:
-    """The file, open for reading bytes. BadFile where it is none (a folder, a pipe, a device) or larger than `most` bytes."""
+    """The file, open for reading bytes. Unusable where it is none (a folder, a pipe, a device) or larger than `most` bytes."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        raise BadFile(f'"{path}" cannot be opened ({error.strerror})') from error
+        raise Unusable(path, f"cannot be opened ({error.strerror})") from error
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        raise BadFile(f'"{path}" is no ordinary file')
+        raise Unusable(path, "is no ordinary file")
     if found.st_size > most:
         os.close(descriptor)
-        raise BadFile(f'"{path}" has {found.st_size / 2**20:.0f} MB; at most {most / 2**20:.0f} MB are read')
+        raise Unusable(path, f"has {found.st_size / 2**20:.0f} MB; at most {most / 2**20:.0f} MB are read")
     return os.fdopen(descriptor, "rb")
 
 

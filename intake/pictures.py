@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .files import BadFile, open_regular
+from .files import Unusable, open_regular
 from .limits import LIMITS
 
 PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
@@ -26,16 +26,8 @@ UPRIGHT = {
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, MemoryError)
 
 
-class BadPicture(BadFile):
-    """A picture that cannot be used: its name, and what is wrong with it."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(f'picture "{name}" {reason}')
-        self.name, self.reason = name, reason
-
-
 def open_picture(source: Path | bytes, name: str) -> Image.Image:
-    """The first frame of a picture's file or of its bytes as RGB. BadPicture names it by `name`.
+    """The first frame of a picture's file or of its bytes as RGB. Unusable names it by `name`.
 
     EXIF's orientation is applied, transparency lies on white, 16 bits become 8, floats of 0..1 become 0..255.
     """
@@ -43,12 +35,16 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
         with open_source(source) as file, Image.open(file, formats=known_formats()) as image:
             check_size(image, name)
             return as_rgb(upright(image), name)
-    except BadFile:
-        raise
+    except Unusable as error:
+        raise unusable(name, error.reason) from error
     except UnidentifiedImageError as error:
-        raise BadPicture(name, f"does not decode (it is none of {', '.join(FORMATS)})") from error
+        raise unusable(name, f"does not decode (it is none of {', '.join(FORMATS)})") from error
     except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise BadPicture(name, f"does not decode ({error})") from error
+        raise unusable(name, f"does not decode ({error})") from error
+
+
+def unusable(name: str, reason: str) -> Unusable:
+    return Unusable(name, reason, "picture ")
 
 
 def open_source(source: Path | bytes):
@@ -65,7 +61,7 @@ def known_formats() -> list[str]:
 
 def check_size(image: Image.Image, name: str) -> None:
     if image.width * image.height > LIMITS.picture_pixels:
-        raise BadPicture(
+        raise unusable(
             name,
             f"has {image.width} x {image.height} pixels; at most {LIMITS.picture_pixels:,} are read. Make it smaller",
         )
@@ -92,13 +88,13 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def as_bytes(values: np.ndarray, name: str) -> np.ndarray:
-    """Grey values of 16 bits or of floats as uint8. BadPicture where they are no brightness.
+    """Grey values of 16 bits or of floats as uint8. Unusable where they are no brightness.
 
     Integers are of 16 bits. Floats up to 1 are shares of white; up to 255, bytes; up to 65535, of 16 bits.
     """
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 65535):  # NaN too
-        raise BadPicture(name, f"has values that are no brightness ({low:g} to {high:g})")
+        raise unusable(name, f"has values that are no brightness ({low:g} to {high:g})")
     is_float = np.issubdtype(values.dtype, np.floating)
     white = 1.0 if is_float and high <= 1 else 255.0 if is_float and high <= 255 else 65535.0
     return (values.astype(np.float32) * (255 / white)).round().astype(np.uint8)

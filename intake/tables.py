@@ -137,9 +137,14 @@ def value_of(values: dict, names: Sequence[str]) -> str | list | None:
 
 def read_json(path: Path):
     """A JSON file's value. Raises: BadFile where it is none."""
+    return parse_json(read_text(path, LIMITS.json_bytes), path.name)
+
+
+def parse_json(text: str, name: str):
+    """The value. Raises: BadFile, which names `name`, where it is none."""
     try:
-        return json.loads(read_text(path, LIMITS.json_bytes))
-    except BadFile:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise BadFile(f'"{path.name}" is no JSON ({error})') from error
+        return json.loads(text)
+    except RecursionError as error:
+        raise BadFile(f'"{name}" is no JSON that can be read (it nests too deep)') from error
+    except ValueError as error:
+        raise BadFile(f'"{name}" is no JSON ({error})') from error

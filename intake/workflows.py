@@ -32,7 +32,7 @@ def prompt_of_picture(path: Path) -> str | None:
     if not isinstance(graph, dict):
         return None
     nodes = {str(name): node for name, node in graph.items() if is_node(node)}
-    texts = positive_prompts(nodes, [link for name in ends_of(nodes) for link in links_of(nodes[name])])
+    texts = positive_prompts(nodes, [[name, 0] for name in ends_of(nodes)])
     if texts is None or len(texts) == 1:
         return texts and texts[0]
     what = f"{len(texts)} prompts" if texts else "a prompt that its graph does not hold"

@@ -63,6 +63,17 @@ def add_command(commands, name: str, summary: str, description: str, run_command
     return command
 
 
+def at_least(low: int):
+    """A whole number from `low` on, for argparse."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {low} on")
+        return int(text)
+
+    return number
+
+
 def add_evaluate(commands) -> None:
     command = add_command(commands, "evaluate", "score folders of pictures", EVALUATE, evaluate)
     add = command.add_argument
@@ -86,7 +97,7 @@ def add_evaluate(commands) -> None:
     )
     add(
         "--first-number",
-        type=int,
+        type=at_least(0),
         metavar="N",
         help="the number of the first prompt in the pictures' names (default 0)",
     )
@@ -106,7 +117,7 @@ def add_evaluate(commands) -> None:
     )
     add("--no-antialias", action="store_true", help="HPS: resize as its package did in 2023, for the published figures")
     add("--device", help="where the scorers run, such as cuda or cpu (default: cuda where there is one)")
-    add("--batch-size", type=int, metavar="N", help="pictures at once (default 16)")
+    add("--batch-size", type=at_least(1), metavar="N", help="pictures at once (default 16)")
 
 
 def add_report(commands) -> None:
@@ -116,7 +127,12 @@ def add_report(commands) -> None:
     add("--out", metavar="PAGE", type=Path, help="the page (default RUN/report.html); .png, .json, .csv lie beside it")
     add("--baseline", metavar="NAME", help="the model that the others are held against (default: the run's first)")
     add("--aggregation", choices=AGGREGATIONS, default="mean", help="a prompt's pictures as one number (default mean)")
-    add("--best-of", type=int, metavar="K", help="for --aggregation best: of the first K pictures (default: all)")
+    add(
+        "--best-of",
+        type=at_least(1),
+        metavar="K",
+        help="for --aggregation best: of the first K pictures (default: all)",
+    )
     add("--rounds", metavar="A,B,…", help="models in the order of their training rounds: draws the curves")
     add("--title", help="the page's heading")
 

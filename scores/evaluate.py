@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..intake import PICTURE_ENDINGS, BadFile, open_picture, pictures_below
+from ..intake import LIMITS, PICTURE_ENDINGS, BadFile, open_picture, pictures_below, read_bytes
 from .run import Run, row_key, row_of
 from .samples import Sample
 from .scorer import Scorer
@@ -51,7 +51,10 @@ def chunks(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
 def unknown(run: Run, samples: Sequence[Sample], scorer: Scorer, by: str) -> Iterator[Asked]:
     """The pictures that this scorer has not yet scored as they are on the disk now."""
     for sample in samples:
-        data = sample.picture.read_bytes()
+        try:
+            data = read_bytes(sample.picture, LIMITS.picture_bytes)
+        except BadFile:
+            data = b""  # which no picture is: it is named where it does not open
         row = row_of(sample, scorer.name, by, hashlib.sha256(data).hexdigest()[:16])
         if row_key(row) not in run.known:
             yield sample, data, row
@@ -62,7 +65,7 @@ def score_chunk(scorer: Scorer, asked: Sequence[Asked]) -> list[dict]:
     rows, pictures, samples = [], [], []
     for sample, data, row in asked:
         try:
-            pictures.append(open_picture(data, str(sample.picture)))
+            pictures.append(open_picture(data or sample.picture, str(sample.picture)))
             samples.append(sample)
             rows.append(row)
         except BadFile as error:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..intake import write_atomically, write_text
 from . import vico_protocol
 from .comparison import duels, means, tables
 from .page import Contents, page
-from .run import Run, write_atomically
+from .run import Run
 
 AGGREGATION_WORDS = {"single": "its first picture's", "mean": "its pictures' mean", "median": "its pictures' median"}
 PUBLISHED_SCORERS = ("DINO ViT-S/16", "CLIP-I (ViT-B/32)", "CLIP score (ViT-B/32)")
@@ -34,10 +35,11 @@ def write_report(
     run, out = Run.existing(Path(folder)), Path(out)
     contents = contents_of(run, baseline, how, k, rounds, title or Path(folder).resolve().name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page(contents))
-    write_atomically(out.with_suffix(".json"), as_json(contents, run.rows))
-    write_atomically(out.with_suffix(".csv"), as_csv(run.rows))
-    summary_picture(contents).save(out.with_suffix(".png"))
+    write_text(out, page(contents))
+    write_text(out.with_suffix(".json"), as_json(contents, run.rows))
+    write_text(out.with_suffix(".csv"), as_csv(run.rows))
+    picture = summary_picture(contents)
+    write_atomically(out.with_suffix(".png"), lambda temporary: picture.save(temporary, "PNG"))
     return [out, *(out.with_suffix(suffix) for suffix in (".png", ".json", ".csv"))]
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..intake import Row, read_json
+from ..intake import Row, read_json, write_text
 from ..intake import read_rows as read_table
 from .samples import Sample
 from .scorer import Scorer
@@ -35,12 +35,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # transformers is not needed for every scorer
             found[name] = "not installed"
     return found
-
-
-def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 class Run:
@@ -69,7 +63,7 @@ class Run:
     def describe(self, **facts) -> None:
         """Keeps facts of the run (models in order, protocol …) beside the versions that made it."""
         self.about = {**self.about, **facts, "versions": versions()}
-        write_atomically(self.folder / "run.json", json.dumps(self.about, indent=1, ensure_ascii=False))
+        write_text(self.folder / "run.json", json.dumps(self.about, indent=1, ensure_ascii=False))
 
     def describe_scorer(self, scorer: Scorer) -> str:
         """Keeps the scorer's record. Returns its identity."""
@@ -128,7 +122,7 @@ def read_rows(path: Path) -> list[dict]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        write_atomically(path, whole.decode("utf-8", "replace"))
+        write_text(path, whole.decode("utf-8", "replace"))
     found = list(read_table(path))
     rows = [row.values for row in found if isinstance(row, Row) and is_score(row.values)]
     if len(rows) < len(found):

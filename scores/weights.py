@@ -52,7 +52,7 @@ def read_weights(path: Path, kind: str, scorer: str) -> dict:
 
     Pickles are read by torch's weights_only loader, which runs nothing. Raises a ValueError that says what the file is.
     """
-    state = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    state = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path)
     found = recognise(state)
     if found != kind:
         raise ValueError(f'"{path.name}" is {found}; {scorer} needs {kind}. Choose the file that its authors publish.')

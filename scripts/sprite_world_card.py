@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..intake import write_atomically
 from ..sprite_world.autoencoder import SpriteAutoencoder
 from ..sprite_world.identity import identity
 from ..sprite_world.measure import accuracies, features, frechet_distance, identity_similarity, measure, report, to_art
@@ -39,7 +40,6 @@ from .train_sprite_world import (
     load_world_model,
     shipped_name,
     to_unit,
-    write_atomically,
 )
 
 BASE = ROOT / "sprite_world" / "weights" / "base.safetensors"

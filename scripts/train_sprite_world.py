@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shlex
 import sys
 import time
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..intake import write_atomically
 from ..sprite_world.autoencoder import SpriteAutoencoder, whiten
 from ..sprite_world.muon import Muon
 from ..sprite_world.pictures import Picture, pictures, render
@@ -59,12 +59,6 @@ def load_world_model(device: str):
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, write) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
-    write(partial)
-    os.replace(partial, path)
 
 
 def drawn_pictures(number: int) -> tuple[Tensor, list[Picture]]:

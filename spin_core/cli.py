@@ -10,7 +10,19 @@ import torch
 from safetensors.torch import load_file
 
 from ..intake import Report
-from ..train_core import UNET_LAYERS, LoRA, find_layers, save_tensors, shard, stack_lora, weights_hash
+from ..train_core import (
+    UNET_LAYERS,
+    CheckpointFolder,
+    find_layers,
+    lora_delta,
+    lora_of_parameters,
+    read_state,
+    save_tensors,
+    shard,
+    stack_lora,
+    weights_hash,
+)
+from ..train_core.lora_dialects import plain_lora
 from .curves import verdict
 from .data import Dataset
 from .encoding import encode_dataset
@@ -27,6 +39,8 @@ from .pipelines import (
 from .players import FullPlayer, LoRAPlayer
 from .settings import COMMANDS, ConvertSettings, GenerateSettings, ModelSettings, TrainSettings, parse
 from .store import TensorStore
+
+START = "start.safetensors"  # the LoRA that a run started from
 
 
 def main(arguments: list[str]) -> int:
@@ -87,8 +101,9 @@ def make_opponent(pipeline, unet, text: PipelineText, settings: ModelSettings, d
 
 def run_train(settings: TrainSettings) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was learnt is kept, as after Ctrl-C
+    rounds = settings.rounds_settings()  # what cannot be is said before a model is read
     engine = make_engine(settings)
-    pipeline = load_pipeline(settings.model, engine.device)
+    pipeline = load_pipeline(settings, engine.device)
     report = Report()
     corpus, text = make_corpus(pipeline, settings, engine, report, settings.method == "dpo")
     if engine.is_main_process:
@@ -97,9 +112,11 @@ def run_train(settings: TrainSettings) -> None:
         engine.init_trackers("spin", plain_values(settings))
     if settings.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
+    if settings.lora:
+        start_from(pipeline.unet, settings.lora, settings.output, engine)
     player, drawer = make_player(pipeline, settings, engine)
     log = Log(settings, engine)
-    run = Run(corpus, settings.rounds_settings(), engine, settings.output, log)
+    run = Run(corpus, rounds, engine, settings.output, log)
     with player.attached():
         if settings.method == "spin":
             opponent = make_opponent(pipeline, drawer, text, settings, engine.device)
@@ -169,7 +186,7 @@ class Log:
 def run_generate(settings: GenerateSettings) -> None:
     """The first opponent's pictures, shared out over the processes."""
     engine = make_engine(settings)
-    pipeline = load_pipeline(settings.model, engine.device)
+    pipeline = load_pipeline(settings, engine.device)
     report = Report()
     corpus, text = make_corpus(pipeline, settings, engine, report, pairs=False)
     if engine.is_main_process:
@@ -190,14 +207,14 @@ def print_pictures(engine):
 
 def run_convert(settings: ConvertSettings) -> None:
     """The rounds' results as one LoRA, or merged into a U-Net folder."""
-    results = [load_file(path) for path in result_files(settings.run, settings.rounds)]
-    is_lora = any(key.endswith(".lora_down.weight") for key in results[0])
+    results = results_of(settings.run, settings.rounds)
+    is_lora = any(key.endswith(".lora_down.weight") for key in results[-1])
     if settings.to == "lora":
         if not is_lora:
             raise ValueError(f'"{settings.run}" is a full fine-tune: convert it to diffusers')
         save_tensors(settings.output, kohya_names(stack_lora(results)), {"format": "pt"})
         return
-    unet = load_pipeline(settings.model, torch.device("cpu")).unet
+    unet = load_pipeline(settings, torch.device("cpu")).unet
     if is_lora:
         merge(unet, stack_lora(results))
     else:
@@ -205,23 +222,46 @@ def run_convert(settings: ConvertSettings) -> None:
     unet.save_pretrained(settings.output / "unet")
 
 
-def result_files(run: Path, rounds: int | None) -> list[Path]:
-    """The results of rounds 1 … rounds. Raises: ValueError where one is missing."""
+def results_of(run: Path, rounds: int | None) -> list[dict[str, torch.Tensor]]:
+    """What a run started from and what its rounds learnt, the last one as far as it came.
+
+    rounds: take so many, all of them finished. Raises: ValueError where one is missing.
+    """
     files = sorted(
         run.glob("round-*/result.safetensors"), key=lambda path: int(path.parent.name.removeprefix("round-"))
     )
-    if not files or (rounds is not None and len(files) < rounds):
+    stopped = None if rounds else stopped_round(run, len(files) + 1)
+    if len(files) < (rounds or 1) and stopped is None:
         raise ValueError(
             f'"{run}" has {len(files)} finished rounds' + (f", not {rounds}" if rounds else ": nothing to convert")
         )
-    return files[:rounds]
+    start = [load_file(run / START)] if (run / START).is_file() else []
+    return [*start, *map(load_file, files[:rounds]), *([stopped] if stopped else [])]
+
+
+def stopped_round(run: Path, number: int) -> dict[str, torch.Tensor] | None:
+    """What a round that has not come to its end has learnt so far; None where it has not begun."""
+    checkpoints = CheckpointFolder(run / f"round-{number}")
+    if not checkpoints.steps():
+        return None
+    state = read_state(checkpoints.file(checkpoints.steps()[-1]))
+    print(f"round {number} stopped after step {state['step']}: what it had learnt by then is taken")
+    return lora_of_parameters(state["weights"]) if state["identity"]["player"].startswith("LoRA") else state["weights"]
 
 
 def merge(unet, state: dict[str, torch.Tensor]) -> None:
     """Adds a LoRA of this package to the U-Net's weights for good."""
     prefix, end = "diffusion_model.", ".lora_down.weight"
-    downs = {key.removeprefix(prefix).removesuffix(end): tensor for key, tensor in state.items() if key.endswith(end)}
-    rank = len(next(iter(downs.values())))
-    lora = LoRA(unet, list(downs), rank)
-    lora.load_lora_state_dict(state)
-    lora.merge_into_weights()
+    with torch.no_grad():
+        for stem in [key.removesuffix(end) for key in state if key.endswith(end)]:
+            up, down, alpha = (state[f"{stem}.{part}"] for part in ("lora_up.weight", "lora_down.weight", "alpha"))
+            weight = unet.get_submodule(stem.removeprefix(prefix)).weight
+            weight += lora_delta(up, down, float(alpha) / len(down)).to(weight)
+
+
+def start_from(unet, path: Path, output: Path, engine) -> None:
+    """The LoRA merged into the U-Net before training. It is kept in the run's folder, where convert puts it to the rest."""
+    lora = plain_lora(load_file(path), find_layers(unet, "."), path.name)
+    if engine.is_main_process:
+        save_tensors(output / START, lora, {"format": "pt"})
+    merge(unet, {key: tensor.to(engine.device) for key, tensor in lora.items()})

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..intake import BadPicture, Report
+from ..intake import Report, Unusable
 from ..train_core import Context
 from .batches import Corpus
 from .data import Dataset, Listed, bucket, fit
@@ -76,7 +76,7 @@ def encode_dataset(
     for number, sample in enumerate(dataset.samples(report)):
         try:
             add(sample, sample.caption(seed, number), encoded, encoder, pairs)
-        except BadPicture as error:
+        except Unusable as error:
             report.kept -= 1
             report.leave_out(error.name, error.reason)
         except ValueError as error:

@@ -9,6 +9,7 @@ Everything that a round makes lies in the run's folder, so that a run that stopp
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..intake import write_atomically
 from ..train_core import (
     CheckpointFolder,
     Engine,
@@ -27,6 +29,7 @@ from ..train_core import (
     StepReport,
     Training,
     keyed_generator,
+    read_identity,
     save_tensors,
     train,
 )
@@ -65,11 +68,15 @@ class RoundSettings:
     def __post_init__(self):
         check_numbers("beta", self.beta, "or the game has no pull (the paper uses 2000 to 5000)")
         check_numbers("learning rate", self.lr, "written with a point, as 0.0001: commas stand between rounds")
+        if max(self.lr) > 1:
+            raise ValueError(
+                f"learning rate is {max(self.lr):g}: it must be at most 1, written with a point, as 0.0001"
+            )
         if max(self.lr) > HIGH_RATE:
             logging.warning(
                 "the learning rate %g is very high: most models come apart above %g", max(self.lr), HIGH_RATE
             )
-        if min(self.steps) < 1 or self.batch_size < 1:
+        if not self.steps or min(self.steps) < 1 or self.batch_size < 1:
             raise ValueError("steps and batch size must be at least 1")
 
     def loop(self, round_number: int) -> LoopSettings:
@@ -78,7 +85,9 @@ class RoundSettings:
 
 
 def check_numbers(name: str, values: Sequence[float], why: str) -> None:
-    """Raises: ValueError where one of them is not a finite number above 0."""
+    """Raises: ValueError where there is none, or one of them is not a finite number above 0."""
+    if not values:
+        raise ValueError(f"{name} is empty: it must be above 0, {why}")
     for value in values:
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value:g}: it must be above 0, {why}")
@@ -123,7 +132,7 @@ class Game:
 
 @dataclass(frozen=True)
 class Run:
-    """What all rounds of a run share."""
+    """What all rounds of a run share. earlier: folders of runs that it may go on from, where a round is the same."""
 
     corpus: Corpus
     settings: RoundSettings
@@ -133,6 +142,7 @@ class Run:
     return_on: tuple[type[BaseException], ...] = ()
     pictures: Path | None = None
     method: str = "spin"
+    earlier: tuple[Path, ...] = ()
 
     @property
     def picture_folder(self) -> Path:
@@ -152,6 +162,7 @@ def play(player: Player, opponent: Opponent, run: Run, rounds: int) -> Game:
     for number in range(1, rounds + 1):
         opponent_hash = player.opponent_hash()
         game.opponents.append(opponent_hash)
+        adopt(player, run, number, opponent_hash)
         training = finished(player, run, number, opponent_hash)
         if training is None:
             try:
@@ -174,6 +185,7 @@ def train_baseline(player: Player, run: Run, method: Literal["sft", "dpo"]) -> G
     other, make_step = (run.corpus.rejected, pair_step) if method == "dpo" else (None, sft_step)
     run = replace(run, method=method)
     base_hash = player.opponent_hash()
+    adopt(player, run, 1, base_hash)
     training = finished(player, run, 1, base_hash) or learn(player, run, 1, make_step, other, base_hash)
     return Game([training], [base_hash], training.stopped_by)
 
@@ -276,6 +288,8 @@ def identity(player: Player, run: Run, number: int, opponent_hash: str) -> dict:
     """What makes two trainings the same: a checkpoint or a result of another one is not continued."""
     settings = asdict(run.settings)
     per_round = {name: of_round(settings.pop(name), number) for name in ("steps", "beta", "lr")}
+    if settings["decay"] == "constant":
+        del per_round["steps"]  # a longer round begins as a shorter one: it can be extended
     for free in ("checkpoint_every", "low_memory"):  # change how a run is done, and not what it comes to
         del settings[free]
     return {
@@ -303,8 +317,32 @@ def write_result(
     save_tensors(run.round_folder(number) / "result.safetensors", contiguous, metadata)
 
 
+def adopt(player: Player, run: Run, number: int, opponent_hash: str) -> None:
+    """Begins a round where an earlier run with other steps or rounds left it: by a copy of its checkpoint."""
+    if run.round_folder(number).exists():
+        return
+    wanted, steps = identity(player, run, number, opponent_hash), of_round(run.settings.steps, number)
+    found = [
+        (step, folder.file(step))
+        for folder in (CheckpointFolder(other / f"round-{number}") for other in run.earlier)
+        for step in folder.steps()
+        if step <= steps and is_same(read_identity(folder.file(step)), wanted)
+    ]
+    if found and run.engine.is_main_process:
+        _, newest = max(found)
+        write_atomically(run.round_folder(number) / newest.name, lambda temporary: shutil.copyfile(newest, temporary))
+    run.engine.wait_for_everyone()
+
+
+def is_same(found: dict, wanted: dict) -> bool:
+    return found == json.loads(json.dumps(wanted))
+
+
 def finished(player: Player, run: Run, number: int, opponent_hash: str) -> Training | None:
-    """The round as a former run finished it, applied to the player; None where it has yet to be played."""
+    """The round as a former run finished it, applied to the player; None where it has yet to be played, or to be extended.
+
+    Raises: ValueError where it has more steps than are asked for, or a round after it stands in the way of more.
+    """
     path = run.round_folder(number) / "result.safetensors"
     if not path.exists():
         return None
@@ -317,6 +355,16 @@ def finished(player: Player, run: Run, number: int, opponent_hash: str) -> Train
     CheckpointFolder(path.parent, identity=identity(player, run, number, opponent_hash)).check(
         json.loads(metadata["identity"]), path
     )
+    history, steps = (
+        [StepReport(**report) for report in json.loads(metadata["history"])],
+        of_round(run.settings.steps, number),
+    )
+    if len(history) < steps and not run.round_folder(number + 1).exists():
+        return None
+    if len(history) != steps:
+        raise ValueError(
+            f'round {number} in "{run.folder}" has {len(history)} steps, and {steps} are asked for: the last round alone can '
+            "be extended, and none made shorter. Ask for as many, or name an empty folder"
+        )
     player.take(load_file(path))
-    history = [StepReport(**report) for report in json.loads(metadata["history"])]
     return Training(len(history), history)

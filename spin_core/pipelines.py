@@ -5,14 +5,17 @@ Needs diffusers.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from torch import Tensor, nn
 
 from ..train_core import NoiseSchedule, weights_hash
 from .encoding import Encoder
+from .settings import PipelineSettings
 from .store import TensorStore, store_key
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -20,14 +23,31 @@ SHARDED_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 OTHER_SCHEDULES = ("EDM", "LCM", "TCD", "FlowMatch", "Consistency")
 
 
-def load_pipeline(name: str, device: torch.device):
+def load_pipeline(settings: PipelineSettings, device: torch.device):
     """The pipeline in float32 on the device, frozen, with DDIM as its sampler.
 
-    Raises: ValueError where it has no U-Net.
+    Raises: ValueError where it is not there, or has no U-Net.
     """
     import diffusers
 
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=torch.float32, safety_checker=None)
+    name = settings.model
+    if Path(name).is_file():
+        raise ValueError(
+            f'"{name}" is a single file, and a pipeline\'s folder is needed: load it in ComfyUI and train there, or write the '
+            "folder with diffusers (StableDiffusionPipeline.from_single_file(…).save_pretrained(…))"
+        )
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            name,
+            torch_dtype=torch.float32,
+            safety_checker=None,
+            variant=settings.variant,
+            local_files_only=not settings.hub,
+        )
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f'"{name}" is no folder here and not in the hub\'s cache: give a folder, or add --hub to fetch it'
+        ) from error
     if not hasattr(pipeline, "unet"):
         raise ValueError(
             f'"{name}" is no pipeline with a U-Net (SD1.x, SD2.x, SDXL): flow models are trained in ComfyUI'

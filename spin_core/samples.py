@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..intake import LIMITS, open_picture, read_bytes
+from ..intake import LIMITS, Unusable, open_picture, read_bytes, unusable
 from ..train_core import keyed_generator
 
 
@@ -20,7 +20,13 @@ class Picture:
     source: Path | bytes
 
     def content(self) -> bytes:
-        return self.source if isinstance(self.source, bytes) else read_bytes(self.source, LIMITS.picture_bytes)
+        """Raises: Unusable, a ValueError, which names it."""
+        if isinstance(self.source, bytes):
+            return self.source
+        try:
+            return read_bytes(self.source, LIMITS.picture_bytes)
+        except Unusable as error:
+            raise unusable(self.name, error.reason) from error
 
     def hash(self) -> str:
         return hashlib.sha256(self.content()).hexdigest()

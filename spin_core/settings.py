@@ -1,10 +1,11 @@
 """The command line's settings: every one a flag, a line of a settings file, or its default. Needs pydantic-settings."""
 
+import re
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
 from .game import RoundSettings
 from .steps import PairOptions
@@ -35,10 +36,17 @@ def config_of(arguments: list[str]) -> str | None:
     return None
 
 
-class ModelSettings(FileSettings):
-    """Which model, and how it draws."""
+class PipelineSettings(FileSettings):
+    """Which model."""
 
     model: str = Field(description="Folder of a diffusers pipeline (SD1.x, SD2.x or SDXL), or its name on the hub.")
+    variant: str | None = Field(None, description="Which of the model's files, such as fp16; they are read as float32.")
+    hub: bool = Field(False, description="Fetch the model from the hub where it is not on this machine.")
+
+
+class ModelSettings(PipelineSettings):
+    """Which model, and how it draws."""
+
     output: Path = Field(
         description="Folder of the run: pictures, checkpoints, results, log.jsonl. The same command goes on there."
     )
@@ -46,13 +54,18 @@ class ModelSettings(FileSettings):
         description="Pictures with captions: a folder, metadata.jsonl/.csv, webdataset .tar, Pick-a-Pic parquet, or a prompt list."
     )
     resolution: int = Field(
-        512, description="Pictures are scaled to about resolution x resolution pixels, in aspect-ratio buckets."
+        512,
+        ge=64,
+        le=4096,
+        description="Pictures are scaled to about resolution x resolution pixels, in aspect-ratio buckets.",
     )
-    seed: int = Field(0, description="Of noise, timesteps, order and the opponent's pictures.")
-    sampling_steps: int = Field(50, description="Sampling steps of the opponent (DDIM, eta 0).")
-    cfg: float = Field(7.5, description="Guidance of the opponent; 1 is what the theory has, and twice as fast.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Of noise, timesteps, order and the opponent's pictures.")
+    sampling_steps: int = Field(50, ge=1, le=1000, description="Sampling steps of the opponent (DDIM, eta 0).")
+    cfg: float = Field(
+        7.5, ge=1, le=100, description="Guidance of the opponent; 1 is what the theory has, and twice as fast."
+    )
     negative: str = Field("", description="Negative prompt of the opponent.")
-    generation_batch: int = Field(8, description="Pictures that each process draws at once.")
+    generation_batch: int = Field(8, ge=1, description="Pictures that each process draws at once.")
 
 
 class TrainSettings(ModelSettings):
@@ -62,6 +75,7 @@ class TrainSettings(ModelSettings):
         "spin", description="Self-play, supervised fine-tuning, or Diffusion-DPO on pairs."
     )
     rounds: int = Field(1, ge=1, description="Rounds of self-play.")
+    lora: Path | None = Field(None, description="A LoRA to start from: it is merged into the model first.")
     train: Literal["full", "lora"] = Field("full", description="All weights of the U-Net, or a LoRA.")
     rank: int = Field(16, ge=1, description="Rank of the LoRA.")
     lora_layers: Literal["attention", "attention and feed-forward", "all"] = Field(
@@ -82,8 +96,10 @@ class TrainSettings(ModelSettings):
     decay: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="How the rate falls after the warm-up."
     )
-    weight_decay: float = Field(0.01, description="AdamW's.")
-    max_grad_norm: float | None = Field(1.0, description="Gradients are clipped to this norm; null leaves them.")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW's.")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, allow_inf_nan=False, description="Gradients are clipped to this norm; null leaves them."
+    )
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     precision: Literal["no", "bf16", "fp16"] = Field(
         "no", description="Autocast of the forward; weights and loss stay float32."
@@ -92,9 +108,13 @@ class TrainSettings(ModelSettings):
     share_noise: bool = Field(True, description="Real and generated picture get the same noise.")
     caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of pairs with an empty caption, on both sides.")
     low_memory: bool = Field(False, description="One side of the pair at a time: the same gradient, one forward more.")
-    margin_clamp: float | None = Field(None, description="Pairs with |z| beyond this no longer pull.")
-    safeguard: float | None = Field(None, description="SDPO's margin mu: the real side's error cannot rise.")
-    sft_weight: float = Field(0.0, description="Adds so much of the plain loss on the real picture.")
+    margin_clamp: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Pairs with |z| beyond this no longer pull."
+    )
+    safeguard: float | None = Field(
+        None, ge=0, le=1, description="SDPO's margin mu: the real side's error cannot rise."
+    )
+    sft_weight: float = Field(0.0, ge=0, le=1000, description="Adds so much of the plain loss on the real picture.")
     tracker: str | None = Field(None, description="A tracker of Accelerate (tensorboard, wandb, …) beside log.jsonl.")
 
     def rounds_settings(self) -> RoundSettings:
@@ -123,16 +143,17 @@ class GenerateSettings(ModelSettings):
     rounds: Literal[1] = Field(1, description="Only round 1's opponent exists before training.")
 
 
-class ConvertSettings(FileSettings):
-    """Turns what a run learnt into what others read."""
+class ConvertSettings(PipelineSettings):
+    """Turns what a run learnt, also one that was stopped, into what others read."""
 
     run: Path = Field(description="Folder of the run.")
-    model: str = Field(description="The pipeline that the run started from.")
     to: Literal["lora", "diffusers"] = Field(
         "diffusers",
         description="lora: one file for ComfyUI (LoRA runs). diffusers: a U-Net folder with everything merged.",
     )
-    rounds: int | None = Field(None, description="How many rounds to take; all by default.")
+    rounds: int | None = Field(
+        None, ge=1, description="How many rounds to take; by default all, the last one as far as it came."
+    )
     output: Path = Field(description="File (lora) or folder (diffusers) to write.")
 
 
@@ -142,7 +163,7 @@ COMMANDS = {"train": TrainSettings, "generate": GenerateSettings, "convert": Con
 def parse(command: str, arguments: list[str]) -> FileSettings:
     """The settings of a command from its flags and file. Exits with the usage where a flag is unknown.
 
-    Raises: FileNotFoundError where --config names no file.
+    Raises: FileNotFoundError where --config names no file; ValueError where a setting cannot be.
     """
     config = config_of(arguments)
     if config is not None and not Path(config).is_file():
@@ -152,4 +173,18 @@ def parse(command: str, arguments: list[str]) -> FileSettings:
         settings_file: ClassVar[str | None] = config
 
     Parsed.__doc__ = COMMANDS[command].__doc__
-    return CliApp.run(Parsed, cli_args=arguments, cli_exit_on_error=True)
+    try:
+        return CliApp.run(Parsed, cli_args=arguments, cli_exit_on_error=True)
+    except ValidationError as error:
+        raise ValueError("; ".join(map(told, error.errors()))) from error
+    except SettingsError as error:  # of a list, whose flag it names
+        flag = re.search(r'field "(\w+)"', str(error))[1]
+        raise ValueError(
+            f"--{flag} is no list of numbers: write them with a point, as 0.0001, and a comma between two rounds"
+        ) from error
+
+
+def told(error) -> str:
+    """One of pydantic's errors as a person typed it: the flag, its value, what is wrong."""
+    flag = str(error["loc"][0]).replace("_", "-") if error["loc"] else ""
+    return f"--{flag} {error['input']}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -1,10 +1,10 @@
 """What both trainers stand on: noise schedule, Denoiser, training loop, checkpoints, LoRA. Plain PyTorch, no host."""
 
-from .checkpoint import CheckpointFolder, is_whole, read_state, save_tensors, write_atomically
+from .checkpoint import CheckpointFolder, is_whole, read_identity, read_state, save_tensors
 from .denoiser import Context, Denoiser, MixedPrecision, cat_contexts, map_context
 from .engine import Engine, LocalEngine
 from .loop import LoopSettings, Objective, StepReport, Training, TrainingDiverged, lr_factor, train
-from .lora import UNET_LAYERS, LoRA, find_layers, lora_delta, stack_lora
+from .lora import UNET_LAYERS, LoRA, find_layers, lora_delta, lora_of_parameters, stack_lora
 from .memory import gradient_checkpointing
 from .randomness import DataOrder, keyed_generator, random_states, restore_random_states, weights_hash
 from .schedule import NoiseSchedule, Prediction, flow_sigmas, scaled_linear_alphas_cumprod
@@ -35,9 +35,11 @@ __all__ = [
     "keyed_generator",
     "load_weights",
     "lora_delta",
+    "lora_of_parameters",
     "lr_factor",
     "map_context",
     "random_states",
+    "read_identity",
     "read_state",
     "restore_random_states",
     "save_tensors",
@@ -47,5 +49,4 @@ __all__ = [
     "train",
     "weights_hash",
     "whole",
-    "write_atomically",
 ]

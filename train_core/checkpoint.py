@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..intake import LIMITS, BadFile, check_file
+from ..intake import LIMITS, BadFile, check_file, write_atomically
 
 NAME = "step-{step:08d}.safetensors"
 NAME_PATTERN = re.compile(r"step-(\d{8})\.safetensors")
@@ -45,29 +45,6 @@ def unpack(value, tensors: dict[str, Tensor]):
     if isinstance(value, dict):
         return {key: unpack(item, tensors) for key, item in value["__dict__"]}
     return value
-
-
-def write_atomically(path: Path, write) -> None:
-    """Calls write(temporary path), then renames.
-
-    A reader sees the old file or the new one, also after kill -9 or on a full disk.
-    Raises: OSError with a sentence where the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(
-            f'"{path}" could not be written ({reason}): check that the folder is writable and the disk has room'
-        ) from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -136,14 +113,6 @@ class CheckpointFolder:
                 f'"{path}" belongs to another run: {told}. Put that back to continue it, or name an empty folder.'
             )
 
-    def discard_leftovers(self) -> None:
-        """Removes the temporary files of a run that was killed while it wrote.
-
-        Call it when no other run writes here.
-        """
-        for leftover in Path(self.path).glob(".step-*.tmp"):
-            leftover.unlink()
-
 
 def is_whole(path: Path) -> bool:
     """Whether the file's heading can be read and its length is what that says."""
@@ -153,6 +122,16 @@ def is_whole(path: Path) -> bool:
             return True
     except (BadFile, SafetensorError):
         return False
+
+
+def read_identity(path: Path) -> dict:
+    """What a checkpoint's run is made of, without its tensors; empty where the file does not say."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        return unpack(dict(json.loads(metadata["state"])["__dict__"])["identity"], {})
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def read_state(path: Path) -> dict:

@@ -244,6 +244,11 @@ class Run:
         state = self.checkpoints.load() if self.checkpoints else None
         if state is None:
             return
+        if state["step"] > self.settings.steps:
+            raise ValueError(
+                f'"{self.checkpoints.path}" has {state["step"]} steps already, and {self.settings.steps} are asked for: ask '
+                "for as many or more, or name an empty folder"
+            )
         self._load_weights(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         lay_out_optimizer_state(self.optimizer)

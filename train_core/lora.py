@@ -140,6 +140,18 @@ class LoRA(nn.Module):
             weight += lora_delta(layer.up, layer.down, layer.scale).to(weight)
 
 
+def lora_of_parameters(parameters: dict[str, Tensor], prefix: str = "diffusion_model.") -> dict[str, Tensor]:
+    """An adapter's parameters, as a checkpoint has them, in lora_state_dict's form. Assumes alpha = rank."""
+    state = {}
+    for name, tensor in parameters.items():
+        layer, _, side = name.rpartition(".")
+        stem = prefix + layer.replace("/", ".")
+        state[f"{stem}.lora_{side}.weight"] = tensor
+        if side == "down":
+            state[f"{stem}.alpha"] = torch.tensor(float(len(tensor)))
+    return state
+
+
 def lora_delta(up: Tensor, down: Tensor, scale: float) -> Tensor:
     """scale·up·down in the layer's own shape. up: [out, r, …1]; down: [r, in, …kernel]. Returns [out, in, …kernel]."""
     return scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])

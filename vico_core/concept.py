@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..intake import LIMITS, check_file
-from ..train_core import write_atomically
+from ..intake import LIMITS, check_file, write_atomically
 
 FORMAT = "vico_concept"
 VERSION = "1"
@@ -64,7 +63,7 @@ class ViCoConcept:
     def load(cls, path: str | os.PathLike) -> "ViCoConcept":
         """Reads our file, or the authors' `cross_attention-N.pt` with its `embeddings_gs-N.pt` beside it. ValueError if neither."""
         path = Path(path)
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return cls._from_safetensors(path)
         if path.name.startswith("embeddings"):
             raise ValueError(

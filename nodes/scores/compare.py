@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import comfy.samplers
 from comfy_api.latest import io, ui
 
+from ...intake import write_text
 from ...scores.comparison import Duel, duels, tables
-from ...scores.run import write_atomically
 from ..host.pictures import to_image
 from ..host.progress import say
 from ..host.sockets import ScorerSocket
@@ -77,7 +77,7 @@ class ScoreCompareModels(io.ComfyNode):
         run = score_all(folder, made, list(scorers.values()), settings)
         found = tables(run.rows, list(models))
         fights = duels(found, next(iter(models)))
-        write_atomically(folder / "win_rates.json", win_rates_json(fights))
+        write_text(folder / "win_rates.json", win_rates_json(fights))
         say(sentences(fights))
         grid = to_image(grid_of(found[0]))
         return io.NodeOutput(grid, str(folder), win_rates_json(fights), ui=ui.PreviewImage(grid, cls=cls))

@@ -12,10 +12,10 @@ import folder_paths
 import torch
 from PIL import Image
 
-from ...intake import open_picture
+from ...intake import open_picture, write_text
 from ...scores.comparison import Table
 from ...scores.evaluate import evaluate
-from ...scores.run import Run, write_atomically
+from ...scores.run import Run
 from ...scores.samples import Sample
 from ...scores.sheet import Cell, sheet
 from ..host.folders import as_folder_name
@@ -109,7 +109,7 @@ def write_metadata(folder: Path, model: str, samples: Sequence[Sample]) -> None:
     mine = [sample for sample in samples if sample.model == model]
     rows = [{"file_name": s.picture.name, "text": s.prompt, "seed": s.seed} for s in mine]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(folder / as_folder_name(model, "model") / "metadata.jsonl", lines)
+    write_text(folder / as_folder_name(model, "model") / "metadata.jsonl", lines)
 
 
 def score_all(folder: Path, samples: Sequence[Sample], scorers: Sequence, settings: Settings) -> Run:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from comfy_api.latest import io, ui
 from PIL import Image, ImageOps
 
-from ...intake import BadPicture, Report
+from ...intake import Report, Unusable
 from ...scores.sheet import Cell, sheet
 from ..host.pictures import to_image, to_pictures
 from ..host.progress import say
@@ -85,7 +85,7 @@ def read_all(dataset) -> tuple[str, list[Image.Image], list[str], list[str]]:
             continue
         try:
             found[sample.image.name] = (sample.image.open(), sample.prompt)
-        except BadPicture as error:
+        except Unusable as error:
             report.kept -= 1
             report.leave_out(error.name, error.reason)
     if not found:

@@ -1,9 +1,12 @@
 """SPIN checkpoints on disk: which kind a file is, loading it onto a model, saving."""
 
+import ast
 import json
+import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.lora
@@ -18,8 +21,8 @@ from torch import Tensor
 
 from ...sprite_world import EXAMPLE, EXAMPLE_LORA
 from ...train_core import save_tensors
+from ...train_core.lora_dialects import is_lora, read_dialect, without_partner
 from ..host.folders import register_folder
-from .lora_dialects import is_lora, read_dialect, without_partner
 
 FOLDER = "spin"
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})(?=\.\w+$)")
@@ -69,16 +72,46 @@ def load_onto(path: str, model, strength: float, say: Callable[[str], None] = la
         if model is None:
             raise ValueError(f'Connect the model that the LoRA was trained on.\n"{name}" is a LoRA.')
         return with_lora(model, state, strength, name, say)
-    network = network_of(state, name)
+    network = network_of(state, name, say=say)
     network.cached_patcher_init = (load_network, (path,))
     return network if model is None else mixed(model, network, strength, name)
 
 
-def network_of(state: dict[str, Tensor], name: str, disable_dynamic: bool = False):
-    network = comfy.sd.load_diffusion_model_state_dict(state, disable_dynamic=disable_dynamic)
+def network_of(
+    state: dict[str, Tensor], name: str, disable_dynamic: bool = False, say: Callable[[str], None] = lambda text: None
+):
+    """The diffusion model of these weights. Raises: ValueError where they are none, or not all of one."""
+    with what_is_missing() as missing:
+        network = comfy.sd.load_diffusion_model_state_dict(state, disable_dynamic=disable_dynamic)
     if network is None:
         raise ValueError(f'Choose another checkpoint.\n"{name}" is neither a LoRA nor a model that ComfyUI knows.')
+    weights = [key for key, _ in network.model.diffusion_model.named_parameters()]
+    layers, lost = (dict.fromkeys(key.rpartition(".")[0] for key in keys) for keys in (weights, missing & {*weights}))
+    if lost:
+        raise ValueError(
+            "Load it with its other parts beside it, or download it again.\n"
+            f'"{name}" holds {len(layers) - len(lost)} of the {len(layers)} layers of its model ({next(iter(lost))} is missing).'
+        )
+    say(f"U-Net: {len(layers)} of {len(layers)} layers")
     return network
+
+
+@contextmanager
+def what_is_missing() -> Iterator[set[str]]:
+    """Names of weights that the host's loader did not find: it says so in the log alone, and goes on with whatever the memory held."""
+    names, word = set(), "unet missing: "
+
+    def listen(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if text.startswith(word):
+            names.update(ast.literal_eval(text.removeprefix(word)))
+        return True
+
+    logging.getLogger().addFilter(listen)
+    try:
+        yield names
+    finally:
+        logging.getLogger().removeFilter(listen)
 
 
 def load_network(path: str, disable_dynamic: bool = False):
@@ -122,7 +155,8 @@ def is_finite(tensor: Tensor) -> bool:
 
 def with_lora(model, state: dict[str, Tensor], strength: float, name: str, say: Callable[[str], None]):
     """The LoRA on the model, by the host's own loader: all of its layers. Raises: ValueError with the reason otherwise."""
-    renamed, layers, strange = read_dialect(comfy.lora_convert.convert_lora(state), model)
+    places = comfy.lora.model_lora_keys_unet(model.model, {})
+    renamed, layers, strange = read_dialect(comfy.lora_convert.convert_lora(state), places)
     if strange:
         raise ValueError(
             f'LoRA "{name}" was trained on another base: {len(strange)} of its {len(strange) + len(layers)} layers are not in '
@@ -130,7 +164,6 @@ def with_lora(model, state: dict[str, Tensor], strength: float, name: str, say: 
         )
     if halves := without_partner(renamed):
         raise ValueError(f'LoRA "{name}" is not whole: {halves[0]} has no partner. Save or download it again')
-    places = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(renamed, places, log_missing=False)
     weights = model.model.state_dict()
     wrong = [key for key, patch in patches.items() if isinstance(key, str) and not fits(patch, weights[key])]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import comfy.utils
 
-from ...train_core import save_tensors, write_atomically
+from ...intake import write_text
+from ...train_core import save_tensors
 from .checkpoints import patched_weights
 
 
@@ -21,8 +22,7 @@ def save_diffusers(model, folder: Path, metadata: dict[str, str]) -> None:
     if unknown:
         raise ValueError(f"this network has weights that diffusers' U-Net has not (for instance {min(unknown)})")
     save_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors", state, metadata)
-    text = json.dumps(config, indent=2)
-    write_atomically(folder / "unet" / "config.json", lambda temporary: temporary.write_text(text))
+    write_text(folder / "unet" / "config.json", json.dumps(config, indent=2))
 
 
 def diffusers_config(model) -> dict:

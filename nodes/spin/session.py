@@ -237,7 +237,8 @@ def make_run(corpus, asked: TrainingRun, device, on_progress: OnProgress, parent
     name = run_name(asked.name, {**asked.made_from(), "parent": parent, "data": corpus.fingerprint})
     engine = LocalEngine(device, asked.options.precision, asked.options.accumulation)
     folder = home() / "runs" / name
-    return Run(corpus, asked.settings, engine, folder, on_progress, INTERRUPTS, pictures=home() / "pictures")
+    others = tuple(other for other in folder.parent.glob(f"{name.rpartition('-')[0]}-*") if other != folder)
+    return Run(corpus, asked.settings, engine, folder, on_progress, INTERRUPTS, home() / "pictures", earlier=others)
 
 
 def play_method(player, sample, run: Run, asked: TrainingRun) -> Game:

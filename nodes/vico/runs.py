@@ -6,7 +6,8 @@ from pathlib import Path
 
 import folder_paths
 
-from ...train_core import CheckpointFolder, read_state, write_atomically
+from ...intake import write_atomically
+from ...train_core import CheckpointFolder, read_state
 from ...vico_core import ViCoConcept
 from ..host.folders import run_name
 from .folder import FOLDER, home
@@ -37,7 +38,6 @@ class RunFiles:
         told = json.dumps(identity, indent=1).encode()
         for folder in (self.concepts, self.states.path):  # before the first step: says whether they can be written
             write_atomically(Path(folder) / "settings.json", lambda path: path.write_bytes(told))
-        self.states.discard_leftovers()
 
     def concept_file(self, step: int) -> Path:
         return self.concepts / f"step-{step:05}.safetensors"

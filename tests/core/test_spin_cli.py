@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,64 +14,23 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-import transformers
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vico_spin.scripts.tiny_pipeline import write_pipeline
 from vico_spin.spin_core.cli import main
+from vico_spin.spin_core.game import RoundSettings
 from vico_spin.spin_core.pipelines import check_scheduler
 from vico_spin.spin_core.settings import TrainSettings, parse
 
-WIDTH = 32
 ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A StableDiffusionPipeline folder."""
-    folder = tmp_path_factory.mktemp("model")
-    letters = [chr(code) for code in range(97, 123)]
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *[f"{letter}</w>" for letter in letters]]
-    (folder / "vocab.json").write_text(json.dumps({word: place for place, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16, unk_token="<|endoftext|>"
-    )
-    torch.manual_seed(0)
-    text = transformers.CLIPTextConfig(
-        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    text.max_position_embeddings, text.bos_token_id, text.eos_token_id = 16, 0, 1
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,
-        norm_num_groups=8,  # not one channel a group, whose biases have rounding for a gradient
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8,) * 4, norm_num_groups=4, layers_per_block=1, latent_channels=4, **blocks
-    )
-    scheduler = diffusers.DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False
-    )
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=transformers.CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder / "pipeline")
-    return str(folder / "pipeline")
+    return write_pipeline(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -165,6 +126,110 @@ def test_a_tracker_that_is_not_there_is_said(train, capsys):
     assert 'the tracker "aim" is not installed' in capsys.readouterr().err
 
 
+def result_of(folder, number=1):
+    return load_file(folder / f"round-{number}" / "result.safetensors")
+
+
+def test_more_steps_and_more_rounds_go_on_from_a_finished_run(train, tmp_path):
+    lora = ["--train", "lora", "--rank", "2"]
+    assert train(*lora, output="grown") == 0
+    assert train(*lora, "--steps", "3", output="grown") == 0
+    assert train(*lora, "--steps", "3,2", "--rounds", "2", output="grown") == 0
+    assert train(*lora, "--steps", "3,2", "--rounds", "2", output="at once") == 0
+    for number in (1, 2):
+        grown, at_once = (result_of(tmp_path / name, number) for name in ("grown", "at once"))
+        assert all(torch.equal(grown[name], at_once[name]) for name in at_once)
+
+
+def unet_of(folder):
+    return diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict()
+
+
+def converted(tmp_path, model, run, to):
+    where = tmp_path / f"{run} as {to}"
+    assert main(["convert", "--run", str(tmp_path / run), "--model", model, "--to", to, "--output", str(where)]) == 0
+    return load_file(where) if to == "lora" else unet_of(where)
+
+
+def test_a_run_starts_from_a_lora_and_its_conversion_holds_both(train, model, tmp_path, capsys):
+    """base + start + learnt: the LoRA of all has both ranks, and merged it is what the second run computed with."""
+    lora = ["--train", "lora", "--rank", "2"]
+    assert train(*lora, output="first") == 0
+    converted(tmp_path, model, "first", "lora")
+    start = ["--lora", str(tmp_path / "first as lora")]
+    assert train(*lora, *start, output="second") == 0
+    stacked = converted(tmp_path, model, "second", "lora")
+    assert {len(t) for n, t in stacked.items() if n.endswith("lora_down.weight")} == {4}
+    base, merged, first = unet_of(model), *(converted(tmp_path, model, r, "diffusers") for r in ("second", "first"))
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    up, down = (
+        result_of(tmp_path / "second")[f"diffusion_model.{layer}.lora_{side}.weight"] for side in ("up", "down")
+    )
+    torch.testing.assert_close(merged[f"{layer}.weight"], first[f"{layer}.weight"] + up @ down)
+    assert not torch.equal(first[f"{layer}.weight"], base[f"{layer}.weight"])
+    assert train("--train", "full", *start, output="full") == 0
+    assert train(*lora, output="second") == 1 and "belongs to another run" in capsys.readouterr().err
+    odd = {"lora_unet_nothing.lora_up.weight": torch.zeros(1)}
+    save_file(odd, tmp_path / "odd.safetensors")
+    assert train("--lora", str(tmp_path / "odd.safetensors"), output="odd") == 1
+    assert 'LoRA "odd.safetensors" was trained on another base' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_stopped_run_is_converted_as_far_as_it_came(train, model, tmp_path, monkeypatch, capsys, kind):
+    """Stopped after two of four steps, it is the run of two steps."""
+
+    def stop_after_two(log, progress):
+        if progress.report is not None and progress.report.step == 2:
+            raise KeyboardInterrupt
+
+    assert train("--train", kind, output="two") == 0
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vico_spin.spin_core.cli.Log.__call__", stop_after_two)
+        train("--train", kind, "--steps", "4", output="stopped")
+    for to in ("lora", "diffusers") if kind == "lora" else ("diffusers",):
+        stopped, whole = (converted(tmp_path, model, run, to) for run in ("stopped", "two"))
+        assert all(torch.equal(stopped[name], whole[name]) for name in whole)
+    assert "round 1 stopped after step 2" in capsys.readouterr().out
+
+
+def test_a_terminated_run_keeps_what_it_learnt(train, model, tmp_path):
+    """SIGTERM, as a cluster sends it, saves as Ctrl-C does: the run is the one of as many steps."""
+    lora = ["--train", "lora", "--rank", "2", "--checkpoint-every", "1000000"]
+    arguments = train.arguments(*lora, "--steps", "1000000", output="stopped")
+    command = [sys.executable, "-m", "vico_spin", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        for line in child.stdout:
+            if "step 2:" in line:
+                child.send_signal(signal.SIGTERM)
+                break
+        child.stdout.read()
+    (checkpoint,) = (tmp_path / "stopped" / "round-1").glob("*.safetensors")
+    steps = int(checkpoint.stem.removeprefix("step-"))
+    assert steps >= 2 and train(*lora, "--steps", str(steps), output="whole") == 0
+    stopped, whole = (converted(tmp_path, model, run, "lora") for run in ("stopped", "whole"))
+    assert all(torch.equal(stopped[name], whole[name]) for name in whole)
+
+
+def test_a_variants_files_are_read(train, model, tmp_path):
+    shutil.copytree(model, tmp_path / "half")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float16, safety_checker=None)
+    for file in (tmp_path / "half").rglob("*.safetensors"):
+        file.unlink()
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    assert train("--model", str(tmp_path / "half"), output="a") == 1
+    assert train("--model", str(tmp_path / "half"), "--variant", "fp16", output="b") == 0
+
+
+def test_the_hub_is_asked_only_when_a_person_says_so(train, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *a: pytest.fail("the network was asked"))
+    assert train("--model", "nobody/nothing") == 1
+    assert "not in the hub's cache: give a folder, or add --hub" in capsys.readouterr().err
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert train("--model", str(tmp_path / "model.safetensors")) == 1
+    assert "is a single file, and a pipeline's folder is needed" in capsys.readouterr().err
+
+
 def test_errors_are_one_sentence(train, capsys):
     assert train("--method", "dpo") == 1
     assert "no preference pairs" in capsys.readouterr().err
@@ -178,6 +243,45 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
         "train", ["--config", str(tmp_path / "a.toml"), "--model", "m", "--data", "d", "--output", "o", "--steps", "7"]
     )
     assert (found.rounds, found.beta, found.steps, found.lr) == (3, [10.0], [7], [2e-5])
+
+
+@pytest.mark.parametrize(
+    "flag, value, sentence",
+    [
+        ("lr", "0", "learning rate is 0: it must be above 0, written with a point"),
+        ("lr", "0,0001", "--lr is no list of numbers: write them with a point"),
+        ("lr", "-1e-4", "learning rate is -0.0001: it must be above 0"),
+        ("lr", "inf", "--lr is no list of numbers: write them with a point"),
+        ("lr", "nan", "--lr is no list of numbers: write them with a point"),
+        ("lr", "2,5", "learning rate is 5: it must be at most 1, written with a point"),
+        ("beta", "nan", "--beta is no list of numbers: write them with a point"),
+        ("steps", "0", "steps and batch size must be at least 1"),
+        ("steps", "1.5", "--steps 1.5: input should be a valid integer"),
+        ("cfg", "7,5", "--cfg 7,5: input should be a valid number"),
+        ("cfg", "inf", "--cfg inf: input should be less than or equal to 100"),
+        ("cfg", "nan", "--cfg nan: input should be"),
+        ("resolution", "0", "--resolution 0: input should be greater than or equal to 64"),
+        ("sampling-steps", "0", "--sampling-steps 0: input should be greater"),
+        ("seed", "-1", "--seed -1: input should be greater"),
+        ("generation-batch", "0", "--generation-batch 0"),
+        ("weight-decay", "nan", "--weight-decay nan"),
+        ("max-grad-norm", "0", "--max-grad-norm 0"),
+        ("sft-weight", "-1", "--sft-weight -1"),
+        ("margin-clamp", "inf", "--margin-clamp inf"),
+        ("caption-dropout", "1.5", "--caption-dropout 1.5"),
+        ("rank", "0", "--rank 0"),
+        ("accumulation", "0", "--accumulation 0"),
+    ],
+)
+def test_every_number_has_its_bounds_and_is_said_before_a_model_is_read(capsys, flag, value, sentence):
+    fixed = ["--model", "gone", "--data", "gone", "--output", "gone"]
+    assert main(["train", *fixed, f"--{flag}={value}"]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_rate_that_is_very_high_is_warned_of(caplog):
+    RoundSettings(lr=(0.2,))
+    assert "the learning rate 0.2 is very high" in caplog.text
 
 
 def test_the_papers_recipe_is_read():

@@ -393,6 +393,59 @@ def test_a_finished_round_of_other_settings_is_not_taken(tmp_path):
         run_game(tmp_path, lora_player(unet()), changes={"beta": (60.0,)})
 
 
+def played(folder, kind="lora", rounds=1, earlier=(), **changes):
+    """(the opponents' hash at the end, every step's numbers) of a game in that folder."""
+    player = PLAYERS[kind](unet())
+    game = run_game(folder, player, rounds, changes=changes, earlier=tuple(earlier))
+    return player.opponent_hash(), [r.metrics for t in game.rounds for r in t.history]
+
+
+@pytest.mark.parametrize("kind", PLAYERS)
+def test_a_finished_run_is_extended_by_steps_and_by_rounds_to_the_bit(tmp_path, kind):
+    """In its own folder, or in another that begins where it ended: as if all of it had been asked for at once."""
+    played(tmp_path / "a", kind, steps=(3,))
+    longer = played(tmp_path / "whole", kind, rounds=2, steps=(5, 4))
+    assert played(tmp_path / "a", kind, steps=(5,)) == played(tmp_path / "whole", kind, steps=(5, 4))
+    assert played(tmp_path / "a", kind, rounds=2, steps=(5, 4)) == longer
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*")}
+    told = []
+    again = PLAYERS[kind](unet())
+    run_game(
+        tmp_path / "b",
+        again,
+        2,
+        changes={"steps": (5, 6)},
+        earlier=(tmp_path / "a", tmp_path / "gone"),
+        pictures=tmp_path / "a" / "pictures",
+        on_progress=lambda progress: told.append((progress.round_number, progress.done)) if progress.report else None,
+    )
+    assert told == [(2, 5), (2, 6)]
+    assert again.opponent_hash() == played(tmp_path / "fresh", kind, rounds=2, steps=(5, 6))[0]
+    assert kept == {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*") if p in kept}
+
+
+def test_what_cannot_be_extended_is_said_before_it_is_touched(tmp_path):
+    played(tmp_path / "a", rounds=2, steps=(3,))
+    with pytest.raises(ValueError, match=r"round 1 .* has 3 steps, and 4 are asked for: the last round alone"):
+        played(tmp_path / "a", rounds=2, steps=(4, 3))
+    with pytest.raises(ValueError, match="has 3 steps, and 2 are asked for"):
+        played(tmp_path / "a", steps=(2,))
+    played(tmp_path / "b", steps=(3,), decay="linear")
+    with pytest.raises(ValueError, match="steps was 3 and is now 4"):
+        played(tmp_path / "b", steps=(4,), decay="linear")
+    assert played(tmp_path / "a", rounds=2, steps=(3,)) == played(tmp_path / "c", rounds=2, steps=(3,))
+
+
+def test_a_stopped_round_is_not_made_shorter(tmp_path):
+    def stop(progress):
+        if progress.report and progress.report.step == 2:
+            raise Interrupt
+
+    run_game(tmp_path, lora_player(unet()), on_progress=stop, return_on=(Interrupt,))
+    with pytest.raises(ValueError, match="has 2 steps already, and 1 are asked for"):
+        played(tmp_path, steps=(1,))
+
+
 def test_a_run_of_another_kind_is_not_taken(tmp_path):
     run_game(tmp_path, lora_player(unet()))
     with pytest.raises(ValueError, match=r"player was LoRA of rank 2.* and is now all weights"):

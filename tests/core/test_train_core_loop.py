@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from vico_spin.intake import write_text
+from vico_spin.intake.writing import HOST
 from vico_spin.train_core import (
     CheckpointFolder,
     DataOrder,
@@ -305,7 +307,20 @@ def test_kill_9_leaves_only_whole_checkpoints_and_the_run_goes_on_exactly(tmp_pa
     whole, resumed = make(), make(seed=2)
     torch.manual_seed(5)
     run(whole, steps=last + 3)
-    folder.discard_leftovers()
     run(resumed, steps=last + 3, checkpoints=folder)
     assert weights_hash(whole.state_dict()) == weights_hash(resumed.state_dict())
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_killed_runs_left_goes_when_its_folder_is_written_to(tmp_path):
+    """Whoever wrote it; what another process or machine is writing now stays."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = {f".a.safetensors.{HOST}.{gone.pid}.tmp": False, f".run.json.{HOST}.{os.getpid()}.tmp": False}
+    names |= {f".b.{HOST}.{os.getppid()}.tmp": True, ".c.elsewhere.3.tmp": True, ".d.elsewhere.3.tmp": False}
+    names |= {".mine.tmp": True, "e.tmp": True}
+    for name in names:
+        (tmp_path / name).write_text("half")
+    os.utime(tmp_path / ".d.elsewhere.3.tmp", (0, 0))
+    write_text(tmp_path / "new.txt", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {name for name, stays in names.items() if stays} | {"new.txt"}

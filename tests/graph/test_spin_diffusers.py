@@ -85,10 +85,13 @@ def overlapping(buffer, shape):
     return buffer.as_strided(tuple(shape), tuple(strides))
 
 
-def test_a_hub_folder_of_sd15s_true_shape_loads_as_it_is(call, hub_folder):
+def test_a_hub_folder_of_sd15s_true_shape_loads_as_it_is(call, hub_folder, caplog):
+    caplog.set_level("DEBUG")
     model = call(
         "SPINLoadCheckpoint", checkpoint="spin: SPIN-Diffusion-iter1/unet/diffusion_pytorch_model.bin", strength=1.0
     )[0]
+    layers = len({name.rpartition(".")[0] for name in hub_folder.state_dict()})
+    assert f"U-Net: {layers} of {layers} layers" in caplog.text
     generator = torch.Generator().manual_seed(1)
     x, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 77, 768, generator=generator)
     t = torch.tensor([500])
@@ -96,6 +99,17 @@ def test_a_hub_folder_of_sd15s_true_shape_loads_as_it_is(call, hub_folder):
         expected = hub_folder(x, t, encoder_hidden_states=text).sample
     assert torch.isfinite(expected).all() and expected.std() > 0
     close_to_1e_5(host_prediction(model, x, t, {"context": text}), expected)
+
+
+def test_a_part_of_a_model_is_refused_and_says_how_much_it_holds(call, hub_folder, places):
+    """Under a name of its own, one shard loaded, and the weights of the others were whatever the memory held."""
+    file = places / "spin" / "SPIN-Diffusion-iter1" / "unet" / "diffusion_pytorch_model.bin"
+    whole = torch.load(file, weights_only=True)
+    part = {name: tensor for name, tensor in whole.items() if not name.startswith("up_blocks.1.attentions.2.")}
+    torch.save(part, file.with_name("part.bin"))
+    held, layers = (len({name.rpartition(".")[0] for name in state}) for state in (part, whole))
+    with pytest.raises(ValueError, match=rf'"part.bin" holds {held} of the {layers} layers'):
+        call("SPINLoadCheckpoint", checkpoint="spin: SPIN-Diffusion-iter1/unet/part.bin", strength=1.0)
 
 
 def test_another_architecture_cannot_be_mixed(call, hub_folder):

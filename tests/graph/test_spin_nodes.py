@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import comfy.lora
 import comfy.model_management
 import comfy.sample
 import comfy.sd
@@ -181,6 +182,21 @@ def test_interrupt_keeps_what_was_learnt_and_the_next_run_goes_on(play, call, pl
     assert len(call("SPINLoadCheckpoint", checkpoint=f"spin: {name}", strength=1.0, model=tiny())[0].patches) > 0
     resumed = play(tiny(), run_name="parted", steps=4)
     assert weights_hash(resumed[1]) == weights_hash(whole[1])
+
+
+def test_more_steps_or_rounds_go_on_where_the_same_run_ended(play, places):
+    """The finished run stays as it is; only what is new is trained, and it comes to the same."""
+    play(tiny(), run_name="grown")
+    kept = {path: path.stat().st_mtime_ns for path in (places / "output" / "spin" / "runs").rglob("*")}
+    hook, told = comfy.utils.PROGRESS_BAR_HOOK, []
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, *more, **named: told.append((value, total)))
+    try:
+        grown = play(tiny(), run_name="grown", rounds=2, steps="3, 2")
+    finally:
+        comfy.utils.set_progress_bar_global_hook(hook)
+    assert (3, 3) in told and (1, 3) not in told and (2, 3) not in told
+    assert weights_hash(grown[1]) == weights_hash(play(tiny(), run_name="fresh", rounds=2, steps="3, 2")[1])
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
 @pytest.mark.parametrize("method", ["SFT", "DPO"])
@@ -361,6 +377,40 @@ def test_loras_of_every_dialect_are_taken_whole(call, play, spin_folder, dialect
     save_file(dict(list(state.items())[1:]), spin_folder / "cut.safetensors")
     with pytest.raises(ValueError, match=r"not whole: .* has no partner"):
         load(call, spin_folder, spin_folder / "cut.safetensors", model=model)
+
+
+def lycoris(kind, shape):
+    """(part, tensor) of a layer of that shape, as LyCORIS writes it."""
+    draw = lambda *size: torch.randn(*size, generator=torch.Generator().manual_seed(sum(size))) * 0.1  # noqa: E731
+    rows, columns = shape[0], math.prod(shape[1:])
+    if kind == "LoHa":
+        return {
+            f"hada_w{n}_{side}": draw(*((rows, 2) if side == "a" else (2, columns))) for n in (1, 2) for side in "ab"
+        }
+    if kind == "LoKr":
+        return {"lokr_w1": draw(2, 2), "lokr_w2": draw(rows // 2, columns // 2)}
+    return {"diff": draw(*shape)}
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "diff"])
+def test_lycoris_kinds_are_taken_whole(call, spin_folder, caplog, kind):
+    """Each draws what the host's own loader draws of it."""
+    model = tiny()
+    weights = model.model.diffusion_model.state_dict()
+    names = comfy.lora.model_lora_keys_unet(model.model, {}).items()
+    keys = {key: name for name, key in names if "to_k" in str(key) and name.startswith("lora_unet_")}
+    places = {name: key for key, name in keys.items()}  # each layer by one of its two names
+    state = {}
+    for name, key in places.items():
+        shape = weights[key.removeprefix("diffusion_model.")].shape
+        state |= {f"{name}.{part}": tensor for part, tensor in lycoris(kind, shape).items()}
+    spin_folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, spin_folder / f"{kind}.SAFETENSORS")
+    with caplog.at_level("DEBUG"):
+        loaded = load(call, spin_folder, spin_folder / f"{kind}.SAFETENSORS", model=model)
+    assert f"LoRA: {len(places)} of {len(places)} layers" in caplog.text and len(places) > 4
+    torch.testing.assert_close(answer(loaded), answer(comfy_load(model, state)))
+    assert not torch.equal(answer(loaded), answer(model))
 
 
 def test_lora_needs_its_own_base(call, play, spin_folder):
