@@ -29,10 +29,11 @@ def prepare_base(base: Path = BASE) -> Path:
 
 def enter(base: Path = BASE, device: str = DEVICE) -> None:
     """Puts the host's folder first on sys.path and sets the arguments that its modules read while they are imported."""
-    host = str(host_folder())
-    if host in sys.path:
+    if "comfy.cli_args" in sys.modules:
         return
-    sys.path.insert(0, host)
+    host = str(host_folder())
+    if host not in sys.path:  # a spawned process inherits the path, but not the arguments
+        sys.path.insert(0, host)
     from comfy.cli_args import args
 
     args.cpu = device == "cpu"

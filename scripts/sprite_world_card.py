@@ -3,6 +3,8 @@
 python -m vico_spin.scripts.sprite_world_card --export      # weights/base.safetensors from the averaged weights so far
 python -m vico_spin.scripts.sprite_world_card --grid G.png  # a grid of samples
 python -m vico_spin.scripts.sprite_world_card               # 500 held-out prompts, every figure, CARD.md and its pictures
+
+Each for the second world with --architecture DiT: weights/dit.safetensors, CARD_DIT.md.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import math
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..intake import write_atomically
+from ..sprite_world import ARCHITECTURES
 from ..sprite_world.autoencoder import SpriteAutoencoder
 from ..sprite_world.identity import identity
 from ..sprite_world.measure import accuracies, features, frechet_distance, identity_similarity, measure, report, to_art
@@ -30,22 +34,68 @@ from ..sprite_world.pictures import PIXELS, evaluation_prompts, is_held_out_pair
 from ..sprite_world.scenes import ART
 from ..sprite_world.vocabulary import read_caption
 from .train_sprite_world import (
-    BATCH,
+    BASE,
     CAPTIONS_A_PICTURE,
     DATA_SEED,
     PICTURES,
     ROOT,
-    WORK,
+    DiTTrainer,
+    Trainer,
+    UNetTrainer,
     encoded,
     load_world_model,
     shipped_name,
     to_unit,
+    work_folder,
 )
 
-BASE = ROOT / "sprite_world" / "weights" / "base.safetensors"
 DOCS = ROOT / "docs" / "sprite_world"
 STEPS, CFG, COLUMNS = 25, 5.0, 8
 FIRST = ("class_word", "colour", "scene")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a card says that differs between the worlds, and where its files lie."""
+
+    name: str
+    trainer: type[Trainer]
+    card: str
+    docs: Path  # the training's log, the card's figures and pictures
+    layout: str
+    learnt: str
+    method: str
+
+    @property
+    def weights(self) -> Path:
+        return ARCHITECTURES[self.name]
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        Architecture(
+            "U-Net",
+            UNetTrainer,
+            "CARD.md",
+            DOCS,
+            "A small text-to-image model of Stable Diffusion 1.x's block layout, trained from nothing on procedurally drawn "
+            "pixel art.",
+            "U-Net and text encoder",
+            "min-SNR weights",
+        ),
+        Architecture(
+            "DiT",
+            DiTTrainer,
+            "CARD_DIT.md",
+            DOCS / "dit",
+            "A small diffusion transformer of Z-Image's class, trained from nothing on procedurally drawn pixel art; text "
+            "encoder and autoencoder are those of the [U-Net's world](CARD.md).",
+            "transformer",
+            "flow matching",
+        ),
+    )
+}
 
 
 def latent_colours(codec: SpriteAutoencoder) -> Tensor:
@@ -58,44 +108,54 @@ def latent_colours(codec: SpriteAutoencoder) -> Tensor:
 
 
 def exported(state: dict, codec: SpriteAutoencoder) -> dict[str, Tensor]:
-    """The shipped tensors: the averaged U-Net and text encoder under the host's names, the VAE; halves."""
+    """The shipped tensors, halves: the averaged weights under the host's names, and with a text encoder also the VAE."""
     weights = {shipped_name(name): value for name, value in state["average"].items()}
-    weights |= {f"vae.{key}": value for key, value in codec.state_dict().items()}
     weights["latent_rgb"] = latent_colours(codec)
-    halves = {key: value.detach().half().contiguous() for key, value in weights.items()}
-    return halves | {"token_ids": torch.tensor(state["token_ids"], dtype=torch.int32)}
+    if "text" not in state:
+        return halves(weights)
+    weights |= {f"vae.{key}": value for key, value in codec.state_dict().items()}
+    return halves(weights) | {"token_ids": torch.tensor(state["token_ids"], dtype=torch.int32)}
 
 
-def draw_progress(work: Path, codec: SpriteAutoencoder, state: dict) -> None:
+def halves(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().half().contiguous() for key, value in weights.items()}
+
+
+def draw_progress(work: Path, codec: SpriteAutoencoder, state: dict, docs: Path) -> None:
     """A row of the same prompts and noise for each snapshot of the training, the last one below."""
     averages = [load_file(path) for path in sorted(work.glob("step-*.safetensors"))] + [state["average"]]
     rows, path = [], work / "progress.safetensors"
     for average in averages:
         save_file(exported(state | {"average": average}, codec), path)
-        rows.append(as_bytes(World(path).draw(evaluation_prompts()[:COLUMNS], seed=0)))
+        rows.append(
+            as_bytes(World(path, None if "text" in state else BASE).draw(evaluation_prompts()[:COLUMNS], seed=0))
+        )
     path.unlink()
-    tiled(np.concatenate(rows), COLUMNS).save(DOCS / "progress.png", optimize=True)
+    tiled(np.concatenate(rows), COLUMNS).save(docs / "progress.png", optimize=True)
 
 
-def export(work: Path, path: Path) -> None:
+def export(work: Path, path: Path, docs: Path) -> None:
     codec = SpriteAutoencoder()
     codec.load_state_dict(load_file(work / "autoencoder.safetensors"))
     state = torch.load(work / "state.pt", weights_only=True)
     metadata = {"format": "sprite-world-1", "step": str(state["step"]), "minutes": f"{state['minutes']:.1f}"}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda p: save_file(exported(state, codec.eval()), p, metadata))
-    DOCS.mkdir(parents=True, exist_ok=True)
-    write_atomically(DOCS / "log.jsonl", lambda p: shutil.copyfile(work / "log.jsonl", p))
-    draw_progress(work, codec, state)
+    docs.mkdir(parents=True, exist_ok=True)
+    write_atomically(docs / "log.jsonl", lambda p: shutil.copyfile(work / "log.jsonl", p))
+    draw_progress(work, codec, state, docs)
 
 
 class World:
-    """MODEL, CLIP and VAE as the node gives them, and a batch sampler on top."""
+    """MODEL, CLIP and VAE as the node gives them, and a batch sampler on top.
 
-    def __init__(self, path: Path):
-        host = load_world_model("cpu")
-        self.model, self.clip = host.load_model(str(path)), host.load_clip(str(path))
-        self.vae = host.load_vae(str(path), SpriteAutoencoder())
+    base: the file with text encoder and VAE, where that is not the network's own.
+    """
+
+    def __init__(self, network: Path, base: Path | None = None):
+        host, base = load_world_model("cpu"), base or network
+        self.model, self.clip = host.load_model(str(network)), host.load_clip(str(base))
+        self.vae = host.load_vae(str(base), SpriteAutoencoder())
 
     def encode(self, prompts: list[str]) -> Tensor:
         return torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(prompt)) for prompt in prompts])
@@ -170,16 +230,16 @@ def codec_figures(world: World, number: int = 200) -> dict:
     }
 
 
-def speed_figures(path: Path) -> tuple[dict, World]:
+def speed_figures(network: Path) -> tuple[dict, World]:
     """Seconds of the first load and of one picture, and what lies on the disk."""
     load_world_model("cpu")
     started = time.monotonic()
-    world = World(path)
+    world = World(network, BASE)
     loaded = time.monotonic()
     world.draw(["a red crab on sand"], seed=0)
     first = time.monotonic()
     world.draw(["a blue ghost at night"], seed=0)
-    size = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) / 1e6
+    size = sum(file.stat().st_size for file in network.parent.glob("*.safetensors")) / 1e6
     return {
         "seconds to load (host already imported)": loaded - started,
         "seconds for the first picture": first - loaded,
@@ -188,15 +248,15 @@ def speed_figures(path: Path) -> tuple[dict, World]:
     }, world
 
 
-def read_log(part: str) -> list[dict]:
+def read_log(docs: Path, part: str) -> list[dict]:
     """The training's log entries of one part."""
-    entries = [json.loads(line) for line in (DOCS / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    entries = [json.loads(line) for line in (docs / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return [entry for entry in entries if entry["part"] == part]
 
 
-def losses() -> list[dict]:
+def losses(of: Architecture) -> list[dict]:
     """Each step once: where a resumed run went over steps again, its own count."""
-    return list({entry["step"]: entry for entry in read_log("unet")}.values())
+    return list({entry["step"]: entry for entry in read_log(of.docs, of.trainer.part)}.values())
 
 
 def draw_loss_curve(entries: list[dict], path: Path) -> None:
@@ -211,12 +271,12 @@ def draw_loss_curve(entries: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-CARD = """# The Sprite World's card
+CARD = """# The Sprite World's card: {name}
 
-A small text-to-image model of Stable Diffusion 1.x's block layout, trained from nothing on procedurally drawn pixel art.
+{layout}
 A base model on pictures of mixed taste; nothing was tuned on top. GPL-3.0, as the pack.
 
-![samples for held-out prompts](../docs/sprite_world/samples.png)
+![samples for held-out prompts](../{docs}/samples.png)
 
 The samples: {columns} a row, prompts that no training picture has, {steps} steps of Euler at CFG {cfg}.
 
@@ -224,21 +284,21 @@ The samples: {columns} a row, prompts that no training picture has, {steps} step
 
 | | |
 |---|---|
-| commands | {commands}, on two cores; then `python -m vico_spin.scripts.sprite_world_card --export` |
+| commands | {commands}, on two cores; then `python -m vico_spin.scripts.sprite_world_card --architecture {name} --export` |
 | data | {pictures} pictures drawn from seed {seed}, {captions} captions each; a tenth of the identities, a tenth of the (class, colour, scene) triples and one scene of each class held out |
-| U-Net and text encoder | {step} steps of {batch} pictures ({samples} samples), {minutes:.0f} minutes; Muon, AdamW; min-SNR weights; averaged weights shipped |
+| {learnt} | {step} steps of {batch} pictures ({samples} samples), {minutes:.0f} minutes; Muon, AdamW; {method}; averaged weights shipped |
 | last loss | {loss:.4f} |
 | the examples of the Load nodes | `python -m vico_spin.scripts.make_examples`: a concept of a creature that the world's model never saw, and a LoRA of one round of self-play, in float16 |
 
-![loss curve](../docs/sprite_world/loss.png)
+![loss curve](../{docs}/loss.png)
 
-![samples along the training](../docs/sprite_world/progress.png)
+![samples along the training](../{docs}/progress.png)
 
 The same prompts and noise after {snapshots} steps.
 
 ## Figures
 
-Measured on the shipped weights by `python -m vico_spin.scripts.sprite_world_card`; {number} held-out prompts, {steps} steps, CFG {cfg}.
+Measured on the shipped weights by `python -m vico_spin.scripts.sprite_world_card --architecture {name}`; {number} held-out prompts, {steps} steps, CFG {cfg}.
 
 {table}
 
@@ -253,19 +313,24 @@ def as_table(figures: dict) -> str:
     return "\n".join(["| figure | value |", "|---|---|", *rows])
 
 
-def write_card(weights: Path, number: int) -> None:
-    """Measures the shipped weights and writes CARD.md with its pictures."""
-    DOCS.mkdir(parents=True, exist_ok=True)
-    speed, world = speed_figures(weights)
+def write_card(of: Architecture, number: int) -> None:
+    """Measures the shipped weights and writes the card with its pictures."""
+    of.docs.mkdir(parents=True, exist_ok=True)
+    speed, world = speed_figures(of.weights)
     shown, images = shown_figures(world, evaluation_prompts()[:number])
     figures = shown | codec_figures(world) | speed
-    tiled(as_bytes(images[:40]), COLUMNS).save(DOCS / "samples.png", optimize=True)
-    entries = losses()
-    draw_loss_curve(entries, DOCS / "loss.png")
-    with safe_open(weights, "pt") as file:
+    tiled(as_bytes(images[:40]), COLUMNS).save(of.docs / "samples.png", optimize=True)
+    entries = losses(of)
+    draw_loss_curve(entries, of.docs / "loss.png")
+    with safe_open(of.weights, "pt") as file:
         trained = file.metadata()
     step = int(trained["step"])
     text = CARD.format(
+        name=of.name,
+        layout=of.layout,
+        docs=of.docs.relative_to(ROOT).as_posix(),
+        learnt=of.learnt,
+        method=of.method,
         columns=COLUMNS,
         steps=STEPS,
         cfg=CFG,
@@ -274,34 +339,35 @@ def write_card(weights: Path, number: int) -> None:
         seed=DATA_SEED,
         captions=CAPTIONS_A_PICTURE,
         step=step,
-        batch=BATCH,
-        samples=step * BATCH,
+        batch=of.trainer.batch_size,
+        samples=step * of.trainer.batch_size,
         loss=entries[-1]["loss"],
-        commands=", ".join(f"`{entry['text']}`" for entry in read_log("command")),
-        snapshots=", ".join(str(entry["step"]) for entry in read_log("snapshot")) + f" and {step}",
+        commands=", ".join(f"`{entry['text']}`" for entry in read_log(of.docs, "command")),
+        snapshots=", ".join(str(entry["step"]) for entry in read_log(of.docs, "snapshot")) + f" and {step}",
         number=number,
         table=as_table(figures),
         measures=as_table(report()),
     )
-    (ROOT / "sprite_world" / "CARD.md").write_text(text, encoding="utf-8")
-    (DOCS / "figures.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
+    (ROOT / "sprite_world" / of.card).write_text(text, encoding="utf-8")
+    (of.docs / "figures.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=WORK, help="where the training keeps its checkpoints")
-    parser.add_argument("--weights", type=Path, default=BASE)
+    parser.add_argument("--architecture", choices=CARDS, default="U-Net")
+    parser.add_argument("--work", type=Path, help="where the training keeps its checkpoints")
     parser.add_argument("--prompts", type=int, default=500, help="held-out prompts for the card")
     parser.add_argument("--export", action="store_true", help="only write the weights")
     parser.add_argument("--grid", type=Path, help="only draw a grid of samples into this file")
     options = parser.parse_args()
+    of = CARDS[options.architecture]
     if options.export:
-        export(options.work, options.weights)
+        export(options.work or work_folder(of.name), of.weights, of.docs)
     elif options.grid:
-        images = World(options.weights).draw(evaluation_prompts()[:16], seed=1)
+        images = World(of.weights, BASE).draw(evaluation_prompts()[:16], seed=1)
         tiled(as_bytes(images), COLUMNS).save(options.grid)
     else:
-        write_card(options.weights, options.prompts)
+        write_card(of, options.prompts)
 
 
 if __name__ == "__main__":

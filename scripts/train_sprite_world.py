@@ -3,7 +3,13 @@
     python -m vico_spin.scripts.train_sprite_world --minutes 100            # start, or go on where an earlier run stopped
     python -m vico_spin.scripts.sprite_world_card --export           # write the averaged weights so far into sprite_world/weights
 
-Everything it keeps lies in --work (default .train/sprite_world): checkpoints (replaced atomically), log.jsonl, sample grids.
+The second world's transformer learns on the first one's autoencoder and text encoder, which stay as they are:
+
+    python -m vico_spin.scripts.train_sprite_world --architecture DiT --steps 7000 --workers 1 --compile
+    python -m vico_spin.scripts.sprite_world_card --architecture DiT --export
+
+Everything it keeps lies in --work (default .train/sprite_world or .train/sprite_world_dit): checkpoints (replaced
+atomically) and log.jsonl.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..intake import write_atomically
+from ..sprite_world import ARCHITECTURES
 from ..sprite_world.autoencoder import SpriteAutoencoder, whiten
 from ..sprite_world.muon import Muon
 from ..sprite_world.pictures import Picture, pictures, render
@@ -32,12 +39,12 @@ from ..sprite_world.vocabulary import random_caption
 from .get_host import ROOT
 from .host import enter
 
-WORK = ROOT / ".train" / "sprite_world"
+BASE = ROOT / "sprite_world" / "weights" / "base.safetensors"
 DATA_SEED = 1
 PICTURES = 60_000
 CAPTIONS_A_PICTURE = 4
 AUTOENCODER_BATCH, AUTOENCODER_RATE = 64, 2e-3
-BATCH = 48
+BATCH, DIT_BATCH = 48, 32
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 WARM_UP_STEPS = 100
 SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the training: the averaged weights that the card's progress is drawn by
@@ -45,6 +52,12 @@ EMA_DECAY = 0.99  # remembers some 100 steps: a run on two cores has no more tha
 CAPTION_DROPOUT = 0.1  # teaches the empty prompt, for classifier-free guidance
 STRANGE_WORD = 0.15  # share of captions that carry a word of no meaning, so that unknown words do no harm
 MIN_SNR_GAMMA = 5.0
+SHORT_TEXT, FLAT_PICTURE = 0.25, 0.125  # shares of the DiT's batches with other numbers of text and image tokens
+
+
+def work_folder(architecture: str) -> Path:
+    """Where an architecture's training keeps its checkpoints."""
+    return ROOT / ".train" / ("sprite_world_dit" if architecture == "DiT" else "sprite_world")
 
 
 def load_world_model(device: str):
@@ -221,10 +234,13 @@ def set_rate(optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def optimizers(unet: nn.Module, text: nn.Module, workers: Workers) -> list:
+UNET_ENDS = ("input_blocks.0.", "out.", "embedding", "time_embed")
+DIT_ENDS = ("embedder", "adaLN", "final_layer", "pad_token")
+
+
+def optimizers(modules: list[nn.Module], ends: tuple[str, ...], workers: Workers) -> list:
     """Muon for the matrices inside the networks; AdamW for ends, embeddings, norms and biases."""
-    ends = ("input_blocks.0.", "out.", "embedding", "time_embed")
-    named = [*unet.named_parameters(), *text.named_parameters()]
+    named = [pair for module in modules for pair in module.named_parameters()]
     inner = [p for name, p in named if p.ndim >= 2 and ("attn" in name or not any(end in name for end in ends))]
     chosen = {id(p) for p in inner}
     rest = [p for _, p in named if id(p) not in chosen]
@@ -243,9 +259,10 @@ class SpriteText(nn.Module):
         self.position_embedding = nn.Embedding(77, 64)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows of the table [B, 77] -> context [B, 77, 64]. Out of place, which the host's own forward is not."""
-        x = self.token_embedding(rows) + self.position_embedding.weight
-        mask = torch.full((77, 77), -torch.inf, device=x.device).triu_(1)
+        """Rows of the table [B, n] -> context [B, n, 64], n at most 77. Out of place, which the host's own forward is not."""
+        n = rows.shape[1]
+        x = self.token_embedding(rows) + self.position_embedding.weight[:n]
+        mask = torch.full((n, n), -torch.inf, device=x.device).triu_(1)
         for layer in self.layers:
             x = x + layer.self_attn(layer.layer_norm1(x), mask, plain_attention)
             x = x + layer.mlp(layer.layer_norm2(x))
@@ -269,9 +286,24 @@ def initialise(unet: nn.Module, text: SpriteText) -> None:
     nn.init.normal_(text.position_embedding.weight, std=0.1)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask=None, **kwargs) -> Tensor:
+def initialise_dit(dit: nn.Module) -> None:
+    """Xavier for matrices; zero for modulations and the output, so that each block starts as the identity (adaLN-Zero)."""
+    for name, module in dit.named_modules():
+        if isinstance(module, nn.Linear):
+            zero = "adaLN" in name or name == "final_layer.linear"
+            nn.init.zeros_(module.weight) if zero else nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+    nn.init.normal_(dit.x_pad_token, std=0.02)
+    nn.init.normal_(dit.cap_pad_token, std=0.02)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask=None, skip_reshape=False, **kwargs) -> Tensor:
     """Attention as two products: at this world's sizes its backward is three times as fast on a CPU as the fused one."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, heads, N, dim_head]
+    if not skip_reshape:
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, heads, N, dim_head]
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     weights = (scores if mask is None else scores + mask).softmax(-1).to(v.dtype)
     return (weights @ v).transpose(1, 2).flatten(2)
@@ -288,6 +320,13 @@ def drawn_timesteps(number: int, generator: torch.Generator) -> Tensor:
     middle = torch.sigmoid(0.2 + 0.9 * torch.randn(number, generator=generator))
     plain = torch.rand(number, generator=generator) < 0.5
     return (1000 * torch.where(plain, uniform, middle)).long().clamp(0, 999)
+
+
+def flow_times(number: int, generator: torch.Generator) -> Tensor:
+    """t in (0, 1) [number], 1 is noise: three tenths uniform, the rest logit-normal around the middle (Esser et al. 2024)."""
+    uniform = torch.rand(number, generator=generator)
+    middle = torch.sigmoid(0.3 + torch.randn(number, generator=generator))
+    return torch.where(torch.rand(number, generator=generator) < 0.3, uniform, middle)
 
 
 def with_strange_words(rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -318,32 +357,27 @@ def shipped_name(name: str) -> str:
 
 
 class Trainer:
-    """U-Net and text encoder, their averages, and all that a resumed run needs."""
+    """What learns, its average, and all that a resumed run needs. A subclass says what learns and by which loss."""
 
-    def __init__(self, host, words: Words, device: str, workers: Workers, compiled: bool = False):
-        torch.manual_seed(DATA_SEED)
-        base = host.build_unet()
-        self.unet = base.diffusion_model.requires_grad_(True).train()
-        self.text = (
-            SpriteText(host.SpriteTextModel().transformer, len(words.token_ids) + 1).requires_grad_(True).train()
-        )
-        initialise(self.unet, self.text)
-        self.unet.to(device, memory_format=torch.channels_last)
-        self.text.to(device)
-        self.predict = torch.compile(self.unet, dynamic=False) if compiled else self.unet
-        self.encode = torch.compile(self.text, dynamic=False) if compiled else self.text
-        self.words, self.device = words, device
-        self.sigmas = base.model_sampling.sigmas.to(device)
-        self.workers = workers
-        self.optimizers = optimizers(self.unet, self.text, workers)
+    part: str  # its name in the log
+    batch_size: int
+
+    def __init__(
+        self, modules: dict[str, nn.Module], ends: tuple[str, ...], words: Words, device: str, workers: Workers
+    ):
+        self.modules, self.words, self.device, self.workers = modules, words, device, workers
+        self.optimizers = optimizers(list(modules.values()), ends, workers)
         self.parameters = list(self.weights().values())
         self.average = {name: value.detach().clone() for name, value in self.weights().items()}
         self.generator = torch.Generator()
         self.step, self.minutes = 0, 0.0
 
+    def loss(self, latent: Tensor, rows: Tensor) -> Tensor:
+        """The mean error over latents [B, 4, 16, 16] with captions [B, 77]."""
+        raise NotImplementedError
+
     def weights(self) -> dict[str, Tensor]:
-        parts = {"unet": self.unet, "text": self.text}
-        return {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+        return {f"{part}.{name}": p for part, module in self.modules.items() for name, p in module.named_parameters()}
 
     def batch(self, latents: Tensor, tokens: Tensor, empty: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Latents [B, 4, 16, 16] and rows [B, 77] of one caption each, some strange, some empty.
@@ -358,22 +392,12 @@ class Trainer:
         rows = torch.where(dropped[:, None], empty.long(), rows)
         return latents[index].float().to(self.device), rows.to(self.device)
 
-    def loss(self, latent: Tensor, rows: Tensor) -> Tensor:
-        t = drawn_timesteps(len(latent), self.generator).to(self.device)
-        eps = torch.randn(latent.shape, generator=self.generator).to(self.device)
-        snr = 1 / self.sigmas[t].square()
-        signal, noise = (snr / (1 + snr)).sqrt()[:, None, None, None], (1 / (1 + snr)).sqrt()[:, None, None, None]
-        x_t = (signal * latent + noise * eps).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device, torch.bfloat16):
-            predicted = self.predict(x_t, t.float(), context=self.encode(rows), transformer_options=OPTIONS)
-        return (loss_weight(snr) * (predicted.float() - eps).square().mean((1, 2, 3))).mean()
-
     def warm_up(self, size: int) -> None:
         """Compiles, so that the minutes of training count none of it."""
         latent, rows = torch.zeros(size, 4, 16, 16), torch.zeros(size, 77, dtype=torch.long)
         self.loss(latent.to(self.device), rows.to(self.device)).backward()
-        self.unet.zero_grad()
-        self.text.zero_grad()
+        for module in self.modules.values():
+            module.zero_grad()
 
     def train_step(self, latent: Tensor, rows: Tensor, factor: float) -> float:
         loss = self.loss(latent, rows)
@@ -392,18 +416,13 @@ class Trainer:
     @torch.no_grad()
     def start_from(self, shipped: dict[str, Tensor]) -> None:
         """Takes over the weights of a shipped file, with fresh optimizers."""
-        if shipped["token_ids"].tolist() != self.words.token_ids:
-            raise ValueError(
-                "The weights to start from were trained on other words than this world's captions use now."
-            )
+        require_words(shipped, self.words)
         for name, p in self.weights().items():
             p.copy_(shipped[shipped_name(name)])
             self.average[name].copy_(p)
 
     def state(self) -> dict:
-        return {
-            "unet": self.unet.state_dict(),
-            "text": self.text.state_dict(),
+        return {name: module.state_dict() for name, module in self.modules.items()} | {
             "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "token_ids": self.words.token_ids,
@@ -412,8 +431,8 @@ class Trainer:
         }
 
     def restore(self, state: dict) -> None:
-        self.unet.load_state_dict(state["unet"])
-        self.text.load_state_dict(state["text"])
+        for name, module in self.modules.items():
+            module.load_state_dict(state[name])
         for name, value in state["average"].items():
             self.average[name].copy_(value)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -421,38 +440,129 @@ class Trainer:
         self.step, self.minutes = state["step"], state["minutes"]
 
 
+class UNetTrainer(Trainer):
+    """U-Net and text encoder together, by the error of v with min-SNR weights."""
+
+    part, batch_size = "unet", BATCH
+
+    def __init__(self, host, words: Words, device: str, workers: Workers, compiled: bool = False):
+        torch.manual_seed(DATA_SEED)
+        base = host.build_unet()
+        unet = base.diffusion_model.requires_grad_(True).train()
+        text = SpriteText(host.SpriteTextModel().transformer, len(words.token_ids) + 1).requires_grad_(True).train()
+        initialise(unet, text)
+        unet.to(device, memory_format=torch.channels_last)
+        text.to(device)
+        self.predict = torch.compile(unet, dynamic=False) if compiled else unet
+        self.encode = torch.compile(text, dynamic=False) if compiled else text
+        self.sigmas = base.model_sampling.sigmas.to(device)
+        super().__init__({"unet": unet, "text": text}, UNET_ENDS, words, device, workers)
+
+    def loss(self, latent: Tensor, rows: Tensor) -> Tensor:
+        t = drawn_timesteps(len(latent), self.generator).to(self.device)
+        eps = torch.randn(latent.shape, generator=self.generator).to(self.device)
+        snr = 1 / self.sigmas[t].square()
+        signal, noise = (snr / (1 + snr)).sqrt()[:, None, None, None], (1 / (1 + snr)).sqrt()[:, None, None, None]
+        x_t = (signal * latent + noise * eps).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device, torch.bfloat16):
+            predicted = self.predict(x_t, t.float(), context=self.encode(rows), transformer_options=OPTIONS)
+        return (loss_weight(snr) * (predicted.float() - eps).square().mean((1, 2, 3))).mean()
+
+
+class DiTTrainer(Trainer):
+    """The DiT alone, by flow matching; the text encoder of a shipped base gives its context and stays as it is."""
+
+    part, batch_size = "dit", DIT_BATCH
+
+    def __init__(
+        self, host, words: Words, base: dict[str, Tensor], device: str, workers: Workers, compiled: bool = False
+    ):
+        from ..nodes.host.copies import training_mode
+
+        require_words(base, words)
+        torch.manual_seed(DATA_SEED)
+        self.dit = host.build_dit().diffusion_model.requires_grad_(True).train()
+        initialise_dit(self.dit)
+        self.dit.to(device)
+        if compiled:
+            compile_blocks(self.dit)
+        self.encode = shipped_text(host, words, base).to(device)
+        self.training_mode = training_mode
+        super().__init__({"dit": self.dit}, DIT_ENDS, words, device, workers)
+
+    def varied(self, latent: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Some batches with a shorter text or a flatter picture: the image's place in the sequence varies, as its padding."""
+        short, flat = torch.rand(2, generator=self.generator).tolist()
+        return latent[:, :, 2:] if flat < FLAT_PICTURE else latent, rows[:, :32] if short < SHORT_TEXT else rows
+
+    def loss(self, latent: Tensor, rows: Tensor) -> Tensor:
+        latent, rows = self.varied(latent, rows)
+        t = flow_times(len(latent), self.generator).to(self.device)
+        eps = torch.randn(latent.shape, generator=self.generator).to(self.device)
+        x_t = torch.lerp(latent, eps, t[:, None, None, None])
+        with torch.no_grad():
+            context = self.encode(rows)
+        with self.training_mode(), torch.autocast(self.device, torch.bfloat16):
+            predicted = self.dit(x_t, t, context, context.shape[1], transformer_options=dict(OPTIONS))
+        return (predicted.float() - (eps - latent)).square().mean()
+
+
+def compile_blocks(dit: nn.Module) -> None:
+    """Each block by itself; the few numbers of tokens that occur each get their own code."""
+    torch._dynamo.config.recompile_limit = 64
+    for block in [*dit.noise_refiner, *dit.context_refiner, *dit.layers]:
+        block.compile(dynamic=False)
+
+
+def require_words(shipped: dict[str, Tensor], words: Words) -> None:
+    if shipped["token_ids"].tolist() != words.token_ids:
+        raise ValueError("The weights to start from were trained on other words than this world's captions use now.")
+
+
+def shipped_text(host, words: Words, base: dict[str, Tensor]) -> SpriteText:
+    """The text encoder of a shipped base, as it is."""
+    text = SpriteText(host.SpriteTextModel().transformer, len(words.token_ids) + 1)
+    text.load_state_dict({name: base[shipped_name(f"text.{name}")].float() for name, _ in text.named_parameters()})
+    return text.requires_grad_(False).eval()
+
+
 def rate_factor(step: int, progress: float) -> float:
     """Short warm-up, flat for two thirds, then linear to nothing at the known end."""
     return min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, max(0.0, (1 - progress) / 0.35))
 
 
-def train(trainer: Trainer, data, minutes: float, work: Path, log) -> None:
+def train(trainer: Trainer, data, options: argparse.Namespace, log) -> None:
+    """Goes on to the end: so many minutes, or so many steps where --steps says so."""
+
+    def progress() -> float:
+        return trainer.step / options.steps if options.steps else trainer.minutes / options.minutes
+
     latents, tokens, empty = data
-    path, saved, losses = work / "state.pt", time.monotonic(), []
-    due = [share for share in SNAPSHOTS if share * minutes > trainer.minutes]
+    path, saved, losses = options.work / "state.pt", time.monotonic(), []
+    due = [share for share in SNAPSHOTS if share > progress()]
     started = saved - 60 * trainer.minutes
-    while trainer.minutes < minutes:
-        factor = rate_factor(trainer.step, trainer.minutes / minutes)
-        batch = trainer.batch(latents, tokens, empty, BATCH // trainer.workers.number)
+    while progress() < 1:
+        factor = rate_factor(trainer.step, progress())
+        batch = trainer.batch(latents, tokens, empty, trainer.batch_size // trainer.workers.number)
         losses.append(trainer.train_step(*batch, factor))
         trainer.minutes = trainer.workers.from_first((time.monotonic() - started) / 60)
         if trainer.workers.rank:
             continue
         if trainer.step % 25 == 0:
             log(
-                part="unet",
+                part=trainer.part,
                 step=trainer.step,
                 loss=sum(losses[-25:]) / len(losses[-25:]),
                 minutes=round(trainer.minutes, 2),
             )
-        if due and trainer.minutes >= due[0] * minutes:
+        if due and progress() >= due[0]:
             due.pop(0)
             log(part="snapshot", step=trainer.step)
             average = {name: value.half().contiguous() for name, value in trainer.average.items()}
             write_atomically(
-                work / f"step-{trainer.step:06}.safetensors", lambda p, average=average: save_file(average, p)
+                options.work / f"step-{trainer.step:06}.safetensors", lambda p, average=average: save_file(average, p)
             )
-        if time.monotonic() - saved > 150 or trainer.minutes >= minutes:
+        if time.monotonic() - saved > 150 or progress() >= 1:
             write_atomically(path, lambda p: torch.save(trainer.state(), p))
             saved = time.monotonic()
 
@@ -478,20 +588,28 @@ def prepare(work: Path, number: int, autoencoder_minutes: float, device: str, lo
     write_atomically(work / "data.pt", lambda p: torch.save(data, p))
 
 
+def new_trainer(host, words: Words, workers: Workers, options: argparse.Namespace) -> Trainer:
+    """The architecture's trainer; its weights from --start where it stands on them."""
+    if options.architecture == "DiT":
+        return DiTTrainer(host, words, load_file(options.start), options.device, workers, options.compile)
+    trainer = UNetTrainer(host, words, options.device, workers, options.compile)
+    if options.start:
+        trainer.start_from(load_file(options.start))
+    return trainer
+
+
 def work_as(rank: int, options: argparse.Namespace) -> None:
-    """One worker's part in the training of U-Net and text encoder."""
+    """One worker's part in the training of the architecture."""
     workers = Workers(rank, options.workers, options.work / "workers")
     data = torch.load(options.work / "data.pt", weights_only=True)
     host, words = load_world_model(options.device), Words(data["token_ids"])
-    trainer = Trainer(host, words, options.device, workers, options.compile)
+    trainer = new_trainer(host, words, workers, options)
     if (options.work / "state.pt").exists():
         trainer.restore(torch.load(options.work / "state.pt", weights_only=True))
-    elif options.start:
-        trainer.start_from(load_file(options.start))
     if options.compile:
-        trainer.warm_up(BATCH // workers.number)
+        trainer.warm_up(trainer.batch_size // workers.number)
     inputs = (data["latents"], data["tokens"], data["empty"])
-    train(trainer, inputs, options.minutes, options.work, logger(options.work))
+    train(trainer, inputs, options, logger(options.work))
 
 
 def logger(work: Path):
@@ -506,20 +624,28 @@ def logger(work: Path):
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--minutes", type=float, default=100, help="the U-Net's training in all; the rate falls to its end"
-    )
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="U-Net")
+    parser.add_argument("--minutes", type=float, default=100, help="the training in all; the rate falls to its end")
+    parser.add_argument("--steps", type=int, help="the training in all, where minutes would depend on what else runs")
     parser.add_argument("--autoencoder-minutes", type=float, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--work", type=Path, default=WORK, help="where checkpoints and the log are kept")
+    parser.add_argument("--work", type=Path, help="where checkpoints and the log are kept")
     parser.add_argument(
         "--compile", action="store_true", help="1.5 times as fast after some minutes of compiling; wants a C++ compiler"
     )
-    parser.add_argument("--start", type=Path, help="a shipped base.safetensors to go on from, where --work is empty")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="a shipped base.safetensors: the U-Net goes on from it where --work is empty; the DiT stands on its "
+        "autoencoder and text encoder (default: the one that is shipped)",
+    )
     parser.add_argument("--pictures", type=int, default=PICTURES, help="size of the training set")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (CPU only)")
     options = parser.parse_args()
     options.workers = options.workers if options.device == "cpu" else 1
+    options.work = options.work or work_folder(options.architecture)
+    if options.architecture == "DiT":
+        options.start = options.start or BASE
     return options
 
 
@@ -527,7 +653,7 @@ def main() -> None:
     options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
     log = logger(options.work)
-    log(part="command", text=shlex.join(["python", "-m", "scripts.train_sprite_world", *sys.argv[1:]]))
+    log(part="command", text=shlex.join(["python", "-m", "vico_spin.scripts.train_sprite_world", *sys.argv[1:]]))
     prepare(options.work, options.pictures, options.autoencoder_minutes, options.device, log, options.start)
     (options.work / "workers").unlink(missing_ok=True)
     torch.multiprocessing.spawn(work_as, (options,), nprocs=options.workers)

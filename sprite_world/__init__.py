@@ -8,3 +8,6 @@ WEIGHTS = Path(__file__).parent / "weights"
 EXAMPLE = "(Sprite World example)"
 EXAMPLE_CONCEPT = WEIGHTS / "example_concept.safetensors"
 EXAMPLE_LORA = WEIGHTS / "example_spin_lora.safetensors"
+
+# The models that the world comes with, and the file that each one's network lies in; the first file has text encoder and VAE.
+ARCHITECTURES = {"U-Net": WEIGHTS / "base.safetensors", "DiT": WEIGHTS / "dit.safetensors"}

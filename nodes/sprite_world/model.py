@@ -33,6 +33,25 @@ UNET_CONFIG = {
     "legacy": False,
     "dtype": torch.float32,
 }
+DIT_CONFIG = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 4,
+    "dim": 128,
+    "n_layers": 8,
+    "n_refiner_layers": 1,
+    "n_heads": 4,
+    "multiple_of": 32,
+    "ffn_dim_multiplier": 3.0,
+    "qk_norm": True,
+    "cap_feat_dim": 64,
+    "axes_dims": [8, 12, 12],
+    "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+    "dtype": torch.float32,
+}
 TEXT_CONFIG = {
     "num_hidden_layers": 3,
     "hidden_size": 64,
@@ -57,6 +76,12 @@ class SpriteWorldConfig(comfy.supported_models.SD15):
     """SD1.x's block layout (attention at the same places) at a tenth of its width."""
 
     unet_extra_config = {"num_heads": 2, "num_head_channels": -1}  # noqa: RUF012 (the host reads it off the class)
+    latent_format = SpriteLatents
+
+
+class SpriteDiTConfig(comfy.supported_models.ZImage):
+    """Z-Image's blocks, padding and sampling at a thirtieth of its width; only its modulation is too wide for that."""
+
     latent_format = SpriteLatents
 
 
@@ -125,6 +150,13 @@ def build_unet() -> comfy.model_base.BaseModel:
     return comfy.model_base.BaseModel(config, model_type=comfy.model_base.ModelType.EPS, unet_model=SpriteUNet)
 
 
+def build_dit() -> comfy.model_base.Lumina2:
+    """The DiT in its host class, weights not yet set."""
+    config = SpriteDiTConfig(DIT_CONFIG)
+    config.set_inference_dtype(torch.float32, None)
+    return comfy.model_base.Lumina2(config)
+
+
 def _part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
@@ -133,11 +165,15 @@ def _floats(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value.float() for key, value in weights.items()}
 
 
+NETWORKS = {"unet.": build_unet, "dit.": build_dit}  # what the weights' names begin with says which network they are
+
+
 def load_model(path: str, disable_dynamic: bool = True) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL. Also the host's recipe for a deep copy, which asks for a plain patcher as this one always is."""
+    """The MODEL, U-Net or DiT. Also the host's recipe for a deep copy, which asks for a plain patcher as this one always is."""
     weights = comfy.utils.load_torch_file(path, safe_load=True)
-    model = build_unet()
-    model.diffusion_model.load_state_dict(_floats(_part(weights, "unet.")))
+    prefix = next(prefix for prefix in NETWORKS if any(key.startswith(prefix) for key in weights))
+    model = NETWORKS[prefix]()
+    model.diffusion_model.load_state_dict(_floats(_part(weights, prefix)))
     *factors, bias = weights["latent_rgb"].tolist()
     model.latent_format.latent_rgb_factors, model.latent_format.latent_rgb_factors_bias = factors, bias
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
@@ -176,6 +212,6 @@ def require_weights(path: Path) -> str:
     if not path.is_file():
         raise ValueError(
             f'The Sprite World\'s weights "{path.name}" are missing from {path.parent}. Reinstall the pack, or train them: '
-            "python -m vico_spin.scripts.train_sprite_world"
+            "python -m vico_spin.scripts.train_sprite_world --help"
         )
     return str(path)

@@ -4,11 +4,19 @@ import comfy.model_base
 import comfy.sd
 import pytest
 import torch
+from comfy.ldm.lumina.model import NextDiT
+
+from vico_spin.sprite_world import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
 def world(call):
     return call("SpriteWorldLoad")
+
+
+@pytest.fixture(scope="module")
+def dit_world(call):
+    return call("SpriteWorldLoad", architecture="DiT")
 
 
 def test_load_gives_the_hosts_own_classes_with_vico_s_places(world):
@@ -22,9 +30,29 @@ def test_load_gives_the_hosts_own_classes_with_vico_s_places(world):
     assert with_attention == list(range(3, 12))
 
 
-def test_a_graph_of_the_hosts_nodes_draws_a_picture(host):
+def test_the_dit_is_z_image_s_class_with_its_padding_and_shift(dit_world):
+    model = dit_world[0].model
+    assert type(model) is comfy.model_base.Lumina2 and type(model.diffusion_model) is NextDiT
+    assert model.model_type == comfy.model_base.ModelType.FLOW and model.model_sampling.shift == 3.0
+    assert model.diffusion_model.pad_tokens_multiple == 32 and len(model.diffusion_model.layers) == 8
+
+
+def test_both_architectures_read_prompts_alike(world, dit_world):
+    encode = lambda clip: clip.encode_from_tokens(clip.tokenize("a red crab on sand"))  # noqa: E731
+    assert torch.equal(encode(world[1]), encode(dit_world[1]))
+
+
+def test_the_networks_are_small_files():
+    """Eight megabytes for the DiT, twenty for the U-Net with text encoder and VAE."""
+    sizes = {name: path.stat().st_size / 1e6 for name, path in ARCHITECTURES.items()}
+    assert sizes["DiT"] < 8 and sizes["U-Net"] < 20
+
+
+@pytest.mark.parametrize("load", [{}, {"architecture": "U-Net"}, {"architecture": "DiT"}])
+def test_a_graph_of_the_hosts_nodes_draws_what_the_prompt_says(host, load):
+    """Also a prompt that was saved before there were two architectures."""
     prompt = {
-        "1": {"class_type": "SpriteWorldLoad", "inputs": {}},
+        "1": {"class_type": "SpriteWorldLoad", "inputs": load},
         "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a red crab on sand"}},
         "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
         "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
@@ -36,7 +64,7 @@ def test_a_graph_of_the_hosts_nodes_draws_a_picture(host):
                 "negative": ["3", 0],
                 "latent_image": ["4", 0],
                 "seed": 1,
-                "steps": 6,
+                "steps": 12,
                 "cfg": 5.0,
                 "sampler_name": "euler",
                 "scheduler": "normal",
@@ -54,8 +82,10 @@ def test_a_graph_of_the_hosts_nodes_draws_a_picture(host):
                 "colour": "any",
             },
         },
+        "8": {"class_type": "PreviewAny", "inputs": {"source": ["7", 4]}},
     }
-    host.run(prompt)
+    (text,) = host.run(prompt)["8"]["text"]
+    assert all(f"{name} as the caption says: 100.0%" in text for name in ("class", "colour", "scene")), text
 
 
 @torch.inference_mode()
@@ -88,10 +118,12 @@ def test_other_sizes_can_be_decoded(world):
     assert world[2].decode(torch.zeros(1, 4, 24, 16)).shape == (1, 192, 128, 3)
 
 
-def test_a_deep_copy_of_the_model_shares_no_weights(world):
-    model = world[0]
+@pytest.mark.parametrize(
+    ("architecture", "key"), [("U-Net", "diffusion_model.out.2.weight"), ("DiT", "diffusion_model.x_embedder.weight")]
+)
+def test_a_deep_copy_of_the_model_shares_no_weights(call, architecture, key):
+    model = call("SpriteWorldLoad", architecture=architecture)[0]
     copy = model.clone(force_deepcopy=True)
-    key = "diffusion_model.out.2.weight"
     ours, theirs = model.model.state_dict()[key], copy.model.state_dict()[key]
     assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
 

@@ -1,19 +1,31 @@
 """The Sprite World's training: its formulas by hand, and a resumed run that equals an uninterrupted one."""
 
+import sys
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from vico_spin.scripts import sprite_world_card as card
 from vico_spin.scripts.train_sprite_world import (
+    BASE,
+    DiTTrainer,
     Trainer,
+    UNetTrainer,
     Words,
     Workers,
     drawn_timesteps,
+    flow_times,
     load_world_model,
     loss_weight,
     plain_attention,
     rate_factor,
     shipped_name,
+    tokenized,
     with_strange_words,
+)
+from vico_spin.scripts.train_sprite_world import (
+    main as train_main,
 )
 
 
@@ -34,6 +46,13 @@ def test_timesteps_cover_the_range_and_favour_the_middle():
     assert t.min() < 10 and t.max() > 990
     middle = ((t > 300) & (t < 800)).float().mean()
     assert 0.55 < middle < 0.75
+
+
+def test_flow_times_cover_the_range_and_favour_noise_a_little():
+    """Three tenths uniform, seven logit-normal about 0.3: the median lies at 0.3·0.5 + 0.7·0.574 = 0.55 or so."""
+    t = flow_times(20_000, torch.Generator().manual_seed(0))
+    assert 0 <= t.min() < 0.01 and 0.99 < t.max() <= 1
+    assert t.median() == pytest.approx(0.56, abs=0.02)
 
 
 def test_a_strange_word_is_put_in_and_the_rest_moves_on():
@@ -60,7 +79,12 @@ def test_plain_attention_equals_the_fused_one(mask):
 
 
 def trainer() -> Trainer:
-    return Trainer(load_world_model("cpu"), Words([1, 2, 3]), "cpu", Workers())
+    return UNetTrainer(load_world_model("cpu"), Words([1, 2, 3]), "cpu", Workers())
+
+
+def dit_trainer() -> Trainer:
+    base = load_file(BASE)
+    return DiTTrainer(load_world_model("cpu"), Words(base["token_ids"].tolist()), base, "cpu", Workers())
 
 
 def steps(one: Trainer, number: int) -> None:
@@ -70,7 +94,8 @@ def steps(one: Trainer, number: int) -> None:
         one.train_step(*one.batch(latents, tokens, torch.zeros(77, dtype=torch.long), 2), factor=0.5)
 
 
-def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("trainer", [trainer, dit_trainer])
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(trainer, tmp_path):
     whole, first, second = trainer(), trainer(), trainer()
     steps(whole, 3)
     steps(first, 1)
@@ -91,3 +116,49 @@ def test_a_training_can_go_on_from_the_shipped_names():
     assert all((p == 0.25).all() for p in ours.parameters)
     with pytest.raises(ValueError, match="other words"):
         ours.start_from(shipped | {"token_ids": torch.tensor([4])})
+
+
+def test_the_dit_starts_at_zero_and_learns():
+    """Zero output at the start, so the loss is E|eps - x|² = 2 on white latents; forty steps on one batch lower it."""
+    one = dit_trainer()
+    torch.manual_seed(3)
+    latents, rows = torch.randn(8, 4, 16, 16), torch.randint(0, 20, (8, 77))
+    first, *_, last = [one.train_step(latents, rows, factor=0.5) for _ in range(40)]
+    assert first == pytest.approx(2, abs=0.1)
+    assert last < 0.8 * first
+
+
+def test_the_dit_trains_on_the_context_that_the_shipped_clip_gives():
+    host, base = load_world_model("cpu"), load_file(BASE)
+    one = dit_trainer()
+    tokens = tokenized(host, ["a red crab on sand"])
+    clip = host.load_clip(str(BASE))
+    with torch.no_grad():
+        shipped = clip.encode_from_tokens(clip.tokenize("a red crab on sand"))
+        assert torch.allclose(one.encode(one.words.rows(tokens.long())), shipped, atol=1e-5)
+    assert not any(p.requires_grad for p in one.encode.parameters()) and "text" not in one.state()
+    with pytest.raises(ValueError, match="other words"):
+        DiTTrainer(host, Words([4]), base, "cpu", Workers())
+
+
+def test_some_batches_have_a_short_text_or_a_flat_picture():
+    one = dit_trainer()
+    latents, rows = torch.zeros(2, 4, 16, 16), torch.zeros(2, 77, dtype=torch.long)
+    shapes = [tuple(x.shape[-2:] for x in one.varied(latents, rows)) for _ in range(400)]
+    assert {shape for shape, _ in shapes} == {(16, 16), (14, 16)}
+    assert {shape for _, shape in shapes} == {(2, 77), (2, 32)}
+    both = sum(shape == ((16, 16), (2, 77)) for shape in shapes)
+    assert both / 400 == pytest.approx(0.75 * 0.875, abs=0.06)
+
+
+def test_the_steps_end_a_training_and_its_export_loads_in_the_host(tmp_path, monkeypatch):
+    """From the command to the file: three steps, the averaged halves, the class that the node gives."""
+    monkeypatch.setattr(card, "draw_progress", lambda *args: None)
+    options = ["--architecture", "DiT", "--steps", "3", "--workers", "1", "--work", str(tmp_path), "--pictures", "300"]
+    monkeypatch.setattr(sys, "argv", ["train", *options])
+    train_main()
+    card.export(tmp_path, tmp_path / "dit.safetensors", tmp_path)
+    model = load_world_model("cpu").load_model(str(tmp_path / "dit.safetensors")).model
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 3
+    assert torch.equal(model.diffusion_model.x_pad_token, state["average"]["dit.x_pad_token"].half().float())
