@@ -11,7 +11,7 @@ from .capture import AUTOMATIC, CAPTURE, GIVEN
 from .photos import Reference
 from .places import load_modules, module_name
 from .subject import Subject
-from .trigger import make_trigger
+from .trigger import identity_of, make_trigger
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,10 @@ def make_subject(model, clip, concept: ViCoConcept, reference: Reference, settin
     word = settings.trigger.strip() or concept.placeholder
     sampling = model.get_model_object("model_sampling")
     return Subject(
-        trigger=make_trigger(clip, f"vico-{uuid.uuid4()}", word, concept.embeddings),
+        key=f"vico-{uuid.uuid4()}",
+        trigger=make_trigger(
+            clip, identity_of(word, concept.embeddings), word, concept.embeddings, concept.initialiser
+        ),
         patcher=patcher,
         places=places,
         strengths={p.name: settings.strength * factor for p, factor in zip(places, factors, strict=True)},

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .prompts import Prompts
+
 TOKENS_PER_CHUNK = 77
 
 
@@ -20,10 +22,11 @@ class Row:
     columns: list[int]
 
 
-def distinct_rows(x, timesteps, context, y, transformer_options, prompts: dict) -> dict:
+def distinct_rows(x, timesteps, context, y, transformer_options, prompts: Prompts) -> dict:
     """{(t, context's fingerprint): Row}: the batch's rows by what their features depend on, in any order of conditionings.
 
     By content, not by the prompt's uuid: where prompts have areas, the host gives negative parts the uuid of a positive one.
+    Rows of a prompt that leaves the subject off are in none.
     """
     uuids = transformer_options["uuids"]
     chunk = x.shape[0] // len(uuids)
@@ -34,10 +37,12 @@ def distinct_rows(x, timesteps, context, y, transformer_options, prompts: dict) 
             own = unrepeated(context[row])
             of_row = None if y is None else y[row]
             mark = fingerprint(own, of_row)
-        columns = list(prompts[uuids[row // chunk]])
-        key = (times[row], mark, tuple(columns))
+        columns = prompts.columns(uuids[row // chunk], row % chunk)
+        if columns is None:
+            continue
+        key = (times[row], mark, columns)
         if key not in rows:
-            rows[key] = Row([], timesteps[row], own, of_row, columns)
+            rows[key] = Row([], timesteps[row], own, of_row, list(columns))
         rows[key].rows.append(row)
     return rows
 

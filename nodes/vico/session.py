@@ -10,7 +10,6 @@ import comfy.model_patcher
 import comfy.sd
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ...train_core import LocalEngine, LoopSettings, StepReport, Training, TrainingDiverged, read_state, train
 from ...train_core.engine import AUTOCAST_DTYPES
@@ -38,7 +37,7 @@ from .places import places_of
 from .runs import Outcome, RunFiles
 from .streams import HostStreams, checkpointed, training_clip
 from .training_photos import Picture, encode_photos, pictures_hash, thumbnail
-from .trigger import plain_ids
+from .trigger import start_words
 
 PREVIEW = Sampling(steps=20)
 # What ends a run early without losing what was learnt: the user, and a loss that is no number any more.
@@ -137,20 +136,6 @@ def start_session(model, clip, asked: TrainingRun) -> Session:
     engine = LocalEngine(patcher.load_device, options.precision, options.accumulation)
     streams = HostStreams(patcher, text, trained, settings.placeholder, engine, settings.detach_reference)
     return Session(patcher, text, trained, streams, engine)
-
-
-def start_words(clip, initialiser: str) -> dict[str, Tensor]:
-    """{text encoder: [1, width]}: the vector of a word that the model knows. ValueError where it is not one token."""
-    words = {}
-    for encoder, ids in plain_ids(clip, initialiser.strip()).items():
-        if len(ids) != 1 or not isinstance(ids[0], int):
-            raise ValueError(
-                'Choose one everyday word, such as "toy", "dog" or "cup".\n'
-                f'The initialiser "{initialiser}" is {len(ids)} tokens to the tokenizer; it must be one.'
-            )
-        model = getattr(clip.cond_stage_model, f"clip_{encoder}", clip.cond_stage_model)
-        words[encoder] = model.transformer.get_input_embeddings().weight[ids[0]][None].float()
-    return words
 
 
 def run_steps(

@@ -24,7 +24,7 @@ from ..host.denoiser import ModelDenoiser
 from .attach import image_attended
 from .capture import AUTOMATIC, Capture, LastPlaceReached, tokens_under
 from .places import module_name, places_of
-from .trigger import COLUMNS, make_trigger, with_trigger
+from .trigger import columns_of, make_trigger, with_word
 
 KEY = "vico-training"  # the subject that is being trained
 FEATURES = KEY + ".features"  # in transformer_options: the reference's kept tokens of each row
@@ -133,7 +133,7 @@ class HostStreams:
         self.engine = engine
         self.detach_reference = detach_reference
         self.trigger = make_trigger(clip, KEY, placeholder, dict(trained.words))
-        self.clip = with_trigger(clip, self.trigger)
+        self.clip = with_word(clip, self.trigger)
         self.tokens: dict[str, dict] = {}
         wanted = {place.name for place in trained.places}
         self.places = [place for place in places_of(self.model)[0] if place.name in wanted]
@@ -180,9 +180,11 @@ class HostStreams:
 
     def encode(self, captions: list[str], x: Tensor) -> tuple[dict[str, Tensor], list[list[int]], list[list[int]]]:
         """The captions through the text encoder, with its gradient to the word: (context, placeholder's and EOT's columns)."""
-        encoded = [encode_loaded(self.clip, self.tokenized(caption)) for caption in captions]
-        contexts = [self.conditions(cond, pooled, x) for cond, pooled, _ in encoded]
-        columns = [extra[COLUMNS][KEY] for _, _, extra in encoded]
+        tokens = [self.tokenized(caption) for caption in captions]
+        encoded = [encode_loaded(self.clip, of_caption) for of_caption in tokens]
+        contexts = [self.conditions(cond, pooled, x) for cond, pooled, *_ in encoded]
+        pairs = zip(tokens, encoded, strict=True)
+        columns = [columns_of(self.clip.cond_stage_model, *pair, self.trigger) for pair in pairs]
         context = {name: torch.cat([c[name] for c in contexts]) for name in contexts[0]}
         return context, [list(c.trigger) for c in columns], [[c.end_of_text] for c in columns]
 

@@ -7,26 +7,28 @@ from dataclasses import dataclass, field
 import comfy.model_patcher
 import torch
 import torch.nn.functional as F
+from comfy.patcher_extension import WrappersMP
 from einops import rearrange
 from torch import Tensor
 
-from ...vico_core import Place
+from ...vico_core import ImageAttention, Place
 from ...vico_core.reference import Features
 from .capture import Capture, LastPlaceReached, as_input
 from .photos import Reference
 from .places import module_name
+from .prompts import Prompts, find_prompts
 from .rows import Row, distinct_rows
-from .trigger import Trigger, columns_of_prompts
+from .trigger import Trigger
 
 
 @dataclass
 class Run:
     """What one sampling knows.
 
-    columns: the prompts' mask columns; patcher: whose weights are on; areas: the part that each prompt covers (None: all).
+    prompts: their mask columns, None where they name other subjects only; patcher: whose weights are on; areas: the part that each prompt covers (None: all).
     """
 
-    columns: dict
+    prompts: Prompts | None
     patcher: object
     areas: dict = field(default_factory=dict)
     size: tuple[int, int] = (0, 0)
@@ -36,6 +38,7 @@ class Run:
 class Subject:
     """One Apply: the concept's modules and word, the reference's latents in the model's scale, and when and how strongly."""
 
+    key: str  # of this Apply, in transformer_options and among the model's wrappers
     trigger: Trigger
     patcher: comfy.model_patcher.ModelPatcher  # of the modules; held here, so that it lives as long as they do
     places: list[Place]
@@ -47,10 +50,6 @@ class Subject:
     latents: list[Tensor]
     budget: int
     on_masks: Callable | None = None  # called with every photo's Capture, for previews
-
-    @property
-    def key(self) -> str:
-        return self.trigger.subject
 
     @property
     def modules(self) -> torch.nn.ModuleDict:
@@ -66,10 +65,16 @@ class Subject:
 
     def on_sample(self, executor, *args, **kwargs):
         guider = executor.class_obj
-        run = Run(columns_of_prompts(guider.conds, self.trigger), guider.model_patcher)
+        run = Run(find_prompts(guider.conds, self.trigger, self.others(guider.model_patcher)), guider.model_patcher)
         guider.model_options["transformer_options"][self.key] = run
         self.reference.bank.begin_run()
         return executor(*args, **kwargs)
+
+    def others(self, patcher) -> list[Trigger]:
+        """The words of other subjects on the model."""
+        owners = (getattr(f, "__self__", None) for f in patcher.get_all_wrappers(WrappersMP.OUTER_SAMPLE))
+        triggers = [owner.trigger for owner in owners if isinstance(owner, Subject)]
+        return [trigger for trigger in triggers if trigger.identity != self.trigger.identity]
 
     def on_prompts(self, executor, model, conds, x_in, timestep, model_options):
         run = model_options["transformer_options"][self.key]
@@ -79,8 +84,9 @@ class Subject:
 
     @torch.compiler.disable(recursive=False)
     def on_forward(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
-        if self.is_active(float(transformer_options["sigmas"][0])):
-            rows = distinct_rows(x, timesteps, context, y, transformer_options, transformer_options[self.key].columns)
+        prompts = transformer_options[self.key].prompts
+        if prompts is not None and self.is_active(float(transformer_options["sigmas"][0])):
+            rows = distinct_rows(x, timesteps, context, y, transformer_options, prompts)
             features = self.features(executor.original, rows, x, transformer_options)
             transformer_options = {**transformer_options, self.key + ".features": features}
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
@@ -133,7 +139,7 @@ class Subject:
         if features is None or strength == 0:
             return x
         kept = [(rows, of_row[place.name]) for rows, of_row in features]
-        out = self.modules[module_name(place)].forward_kept(x, kept)
+        out = attended(self.modules[module_name(place)], x, kept)
         if self.effect_mask is not None:
             return torch.lerp(x, out, self.weights(x, transformer_options) * strength)
         return out if strength == 1 else torch.lerp(x, out, strength)
@@ -148,6 +154,17 @@ class Subject:
         parts = [F.interpolate(cut(full, run.areas[u]), size=grid, mode="area") for u in uuids]
         tokens = rearrange(torch.cat(parts), "prompts 1 h w -> prompts (h w) 1")
         return tokens.repeat_interleave(x.shape[0] // len(uuids), 0).to(x)
+
+
+def attended(module: ImageAttention, x: Tensor, kept: list[tuple[list[int], Tensor]]) -> Tensor:
+    """Image attention in the rows of x that have kept tokens; rows of prompts that leave the subject off stay as they are."""
+    on = sorted(row for rows, _ in kept for row in rows)
+    if len(on) == x.shape[0]:
+        return module.forward_kept(x, kept)
+    out = x.clone()
+    if on:
+        out[on] = module.forward_kept(x[on], [([on.index(row) for row in rows], tokens) for rows, tokens in kept])
+    return out
 
 
 def cut(full: Tensor, area) -> Tensor:

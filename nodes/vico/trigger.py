@@ -1,147 +1,203 @@
-"""The CLIP that Apply ViCo returns: the trigger word becomes its learnt vector, and what it encodes remembers where that stood."""
+"""The CLIP that Apply ViCo returns: the trigger word becomes its learnt vector, and what it encodes is remembered."""
 
-from collections import defaultdict
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ...vico_core import first_end_of_text, isolate
-from ...vico_core.placeholder import check_placeholder
+from ...vico_core import isolate
+from ...vico_core.placeholder import check_placeholder, names
+from .encoders import (
+    CLIPS,
+    SLOTS,
+    Columns,
+    context_columns,
+    differing,
+    flat,
+    reading,
+    text_model,
+    token_vectors,
+    word_ids,
+)
+from .prompts import PromptMemory, Queries, memory_of
 
-COLUMNS = "vico_columns"  # in a CONDITIONING's dict: {subject: Columns}
-END_OF_TEXT = 49407  # CLIP's, in every text encoder of the SD family
 
+class WordId(int):
+    """An id of the trigger word for an encoder that takes integers alone (Anima's T5)."""
 
-@dataclass(frozen=True)
-class Columns:
-    """Token positions in an encoded prompt: of the trigger word (none, one or several) and of the first end of text."""
-
-    trigger: tuple[int, ...]
-    end_of_text: int
+    vico: str
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """subject: unique key of one Apply; tokens: {encoder: the word's id}; vectors: {encoder: [1, width]}."""
+    """A word that stands for an object.
 
-    subject: str
+    identity: equal for all Applies of one concept's word; vectors: {encoder: [1, width]}; ids: {encoder without a vector: what
+    it reads for the word}.
+    """
+
+    identity: str
     word: str
-    tokens: dict[str, int]
     vectors: dict[str, Tensor]
+    ids: dict[str, list[int]] = field(default_factory=dict)
+    memory: PromptMemory = field(default_factory=PromptMemory)
 
-    def vector_token(self, encoder: str) -> dict:
-        """The host's form of a token that is a vector already; `vico` lets us find it again."""
-        return {"type": "embedding", "data": self.vectors[encoder], "vico": self.subject}
+    def tokens(self, encoder: str) -> list:
+        """What stands for the word in the host's tokens: its vector, in the host's form, or its ids."""
+        if encoder in self.vectors:
+            return [{"type": "embedding", "data": self.vectors[encoder], "vico": self.identity}]
+        return [self.marked(number) for number in self.ids[encoder]]
+
+    def marked(self, number: int) -> WordId:
+        marked = WordId(number)
+        marked.vico = self.identity
+        return marked
+
+    def is_word(self, token) -> bool:
+        return owner(token) == self.identity
 
 
-def plain_ids(clip, text: str) -> dict[str, list[int]]:
-    """{encoder: ids of the text's first chunk, without start and end}."""
-    found = {}
-    for encoder, chunks in clip.tokenize(text).items():
-        ids = [token for token, *_ in chunks[0]]
-        found[encoder] = ids[1 : ids.index(END_OF_TEXT)]
-    return found
+def owner(token) -> str | None:
+    """The identity of the trigger word that a token stands for."""
+    return token.get("vico") if isinstance(token, dict) else getattr(token, "vico", None)
 
 
-def make_trigger(clip, subject: str, word: str, embeddings: dict[str, Tensor]) -> Trigger:
-    """Checks that the word is one token of every encoder, that no other subject has it, and that the vectors fit."""
-    encoders = list(clip.tokenize(word))
-    if set(encoders) != set(embeddings):
+def identity_of(word: str, vectors: dict[str, Tensor]) -> str:
+    """Equal for equal words with equal vectors, whichever node or file they come from."""
+    digest = hashlib.blake2b(word.casefold().encode(), digest_size=16)
+    for encoder in sorted(vectors):
+        digest.update(encoder.encode() + vectors[encoder].detach().float().cpu().numpy().tobytes())
+    return f"vico-{digest.hexdigest()}"
+
+
+def make_trigger(clip, identity: str, word: str, vectors: dict[str, Tensor], spoken: str = "") -> Trigger:
+    """Checks that the word is one, that the vectors fit this CLIP, and that no other concept has the word.
+
+    spoken: the word that an encoder without a vector reads; the trigger word itself where none is given.
+    """
+    check_placeholder(word)
+    tokens = clip.tokenize(word)
+    readers = reading(clip, tokens)
+    if not set(readers) <= set(vectors):
         raise ValueError(
-            f"The concept's word was learnt for the text encoder {', '.join(embeddings)}; this CLIP has {', '.join(encoders)}. "
-            "Use the checkpoint (or one of its family) that the concept was trained on."
+            "Use the checkpoint that the concept was trained on, or one of its family.\n"
+            f"Its word was learnt for the text encoder {', '.join(vectors)}; this CLIP has {', '.join(readers)}."
         )
-    if any(isinstance(token, dict) for chunks in clip.tokenize(word).values() for token, *_ in chunks[0]):
+    if {owner(token) for chunks in tokens.values() for token in flat(chunks)} - {None, identity}:
         raise ValueError(
-            f'Another concept already answers to "{word}" here. Give this one another trigger word (an input of Apply ViCo).'
+            "Give this concept another trigger word, an input of Apply ViCo.\n"
+            f'Another concept already answers to "{word}" here.'
         )
-    for encoder, vector in embeddings.items():
-        check_width(clip, encoder, vector)
-    tokens = {
-        encoder: check_placeholder(word, lambda text, e=encoder: plain_ids(clip, text)[e]) for encoder in encoders
-    }
-    return Trigger(subject, word, tokens, embeddings)
+    for encoder in readers:
+        check_width(clip, encoder, vectors[encoder])
+    ids = {e: word_ids(clip, e, spoken or word) for e in tokens if e not in readers and e not in CLIPS}
+    return Trigger(identity, word, {e: vectors[e] for e in readers}, ids, memory_of(identity))
 
 
 def check_width(clip, encoder: str, vector: Tensor) -> None:
-    model = getattr(clip.cond_stage_model, f"clip_{encoder}", clip.cond_stage_model)
-    width = model.transformer.get_input_embeddings().weight.shape[1]
+    width = text_model(clip.cond_stage_model, encoder).transformer.get_input_embeddings().weight.shape[1]
     if vector.shape[1] != width:
         raise ValueError(
-            f"The concept's word has {vector.shape[1]} numbers; this CLIP's tokens have {width}. Use the checkpoint (or one of its "
-            "family) that the concept was trained on."
+            "Use the checkpoint that the concept was trained on, or one of its family.\n"
+            f"The concept's word has {vector.shape[1]} numbers; this CLIP's tokens have {width}."
         )
 
 
+def start_words(clip, initialiser: str) -> dict[str, Tensor]:
+    """{text encoder: [1, width]}: the vector of a word that the model knows; the mean of its tokens where an encoder splits it.
+
+    ValueError where every encoder splits it.
+    """
+    word = initialiser.strip()
+    ids = {encoder: word_ids(clip, encoder, word) for encoder in reading(clip, clip.tokenize(word))}
+    shortest = min(map(len, ids.values()))
+    if shortest != 1:
+        raise ValueError(
+            'Choose one everyday word, such as "toy", "dog" or "cup".\n'
+            f'The initialiser "{initialiser}" is {shortest} tokens to the tokenizer; it must be one.'
+        )
+    return {encoder: token_vectors(clip, encoder, ids[encoder]).mean(0, keepdim=True) for encoder in ids}
+
+
 class TriggerTokenizer:
-    """The host's tokenizer, with the trigger word's token replaced by its vector; weights and 77-token chunks stay as they are."""
+    """The host's tokenizer, with the trigger word's vector where the word stands; weights, chunks and templates stay as they are."""
 
     def __init__(self, tokenizer, trigger: Trigger):
         self.tokenizer = tokenizer
         self.trigger = trigger
 
     def __getattr__(self, name):
+        if name.startswith("__"):  # copying and pickling ask before __init__ has run
+            raise AttributeError(name)
         return getattr(self.tokenizer, name)
 
     def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
-        tokens = self.tokenizer.tokenize_with_weights(isolate(text, self.trigger.word), return_word_ids, **kwargs)
+        word = self.trigger.word
+        if not names(text, word):
+            return self.tokenizer.tokenize_with_weights(text, return_word_ids, **kwargs)
+        slotted, other = (
+            self.tokenizer.tokenize_with_weights(isolate(text, word, slot), return_word_ids, **kwargs) for slot in SLOTS
+        )
         return {
-            encoder: [[self.replace(encoder, t) for t in chunk] for chunk in chunks]
-            for encoder, chunks in tokens.items()
+            encoder: [self.placed(encoder, *pair) for pair in zip(chunks, other[encoder], strict=True)]
+            for encoder, chunks in slotted.items()
         }
 
-    def replace(self, encoder, token):
-        if token[0] != self.trigger.tokens.get(encoder):
-            return token
-        return (self.trigger.vector_token(encoder), *token[1:])
+    def placed(self, encoder: str, chunk: list, other: list) -> list:
+        """A chunk with the word's tokens where it differs from the same one with another word there."""
+        if encoder not in self.trigger.vectors and encoder not in self.trigger.ids:
+            return chunk
+        at = differing([token for token, *_ in chunk], [token for token, *_ in other])
+        tokens = self.trigger.tokens(encoder) if at else []
+        return [p for i, t in enumerate(chunk) for p in ([(token, *t[1:]) for token in tokens] if i in at else [t])]
 
 
 class TriggerEncoder:
-    """The host's text encoder, whose output also tells where the trigger word stood."""
+    """The host's text encoder, which remembers where in its output the trigger word stands."""
 
     def __init__(self, model, trigger: Trigger):
         self.model = model
         self.trigger = trigger
 
     def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self.model, name)
 
-    def encode_token_weights(self, tokens):
-        cond, pooled, *rest = self.model.encode_token_weights(tokens)
-        extra = dict(rest[0]) if rest else {}
-        extra[COLUMNS] = extra.get(COLUMNS, {}) | {self.trigger.subject: find_trigger(tokens, self.trigger.subject)}
-        return cond, pooled, extra
+    def encode_token_weights(self, tokens, *args, **kwargs):
+        encoded = self.model.encode_token_weights(tokens, *args, **kwargs)
+        columns = context_columns(self.model, tokens, encoded[0].shape[1], self.trigger.is_word)
+        self.trigger.memory.remember(encoded[0], columns, queries_of(tokens, encoded, self.trigger))
+        return encoded
 
 
-def find_trigger(tokens: dict, subject: str) -> Columns:
-    """Positions over all chunks; the encoders of one prompt share them."""
-    row = [token for chunk in next(iter(tokens.values())) for token, *_ in chunk]
-    trigger = tuple(i for i, token in enumerate(row) if isinstance(token, dict) and token.get("vico") == subject)
-    return Columns(trigger, first_end_of_text(row, END_OF_TEXT))
+def queries_of(tokens: dict, encoded: tuple, trigger: Trigger) -> Queries | None:
+    """T5's ids, where the encoder gives them to the model beside its rows (Anima)."""
+    if len(encoded) < 3 or "t5xxl_ids" not in encoded[2]:
+        return None
+    row = flat(tokens["t5xxl"])
+    word = tuple(i for i, token in enumerate(row) if trigger.is_word(token))
+    return Queries(tuple(row), Columns(word, len(row) - 1))
 
 
-def with_trigger(clip, trigger: Trigger):
-    """A clone of the CLIP that knows the word."""
+def columns_of(clip_model, tokens: dict, encoded: tuple, trigger: Trigger) -> Columns:
+    """Where the word stands in the context that the diffusion model receives of tokens as they were encoded."""
+    if queries := queries_of(tokens, encoded, trigger):
+        return queries.columns
+    return context_columns(clip_model, tokens, encoded[0].shape[1], trigger.is_word)
+
+
+def with_word(clip, trigger: Trigger):
+    """A clone of the CLIP that reads the trigger word as its vector."""
     clip = clip.clone()
     clip.tokenizer = TriggerTokenizer(clip.tokenizer, trigger)
-    clip.cond_stage_model = TriggerEncoder(clip.cond_stage_model, trigger)
     return clip
 
 
-def columns_of_prompts(conds: dict[str, list[dict]], trigger: Trigger) -> dict:
-    """{a prompt's uuid: the token positions whose attention makes its object mask}, from a guider's named conditionings.
-
-    A prompt with the trigger word has its own. A negative prompt takes those of the positive one, as the original does; a
-    positive part without the word takes its end of text. ValueError where no positive prompt has the word.
-    """
-    own = {c["uuid"]: c.get(COLUMNS, {}).get(trigger.subject) for name in conds for c in conds[name]}
-    positive = [c["uuid"] for name in conds if "negative" not in name for c in conds[name]]
-    prompt = next((own[u].trigger for u in positive if own[u] and own[u].trigger), None)
-    if prompt is None:
-        raise ValueError(
-            f'No prompt contains the trigger word "{trigger.word}" of this ViCo concept. Write it where the object should appear, '
-            f'for example "a photo of a {trigger.word} on the beach", and encode the prompt with the CLIP that Apply ViCo returns.'
-        )
-    fallback = {u: (own[u].end_of_text,) for u in positive if own[u]}
-    found = {u: (columns.trigger if columns else ()) or fallback.get(u, prompt) for u, columns in own.items()}
-    return defaultdict(lambda: prompt, found)  # a guidance node may bring conditionings of its own
+def with_trigger(clip, trigger: Trigger):
+    """A clone of the CLIP that knows the word, and whose prompts the sampler finds it in. The CLIP itself where it knows it."""
+    if any(trigger.is_word(token) for chunks in clip.tokenize(trigger.word).values() for token in flat(chunks)):
+        return clip
+    clip = with_word(clip, trigger)
+    clip.cond_stage_model = TriggerEncoder(clip.cond_stage_model, trigger)
+    return clip

@@ -12,7 +12,7 @@ from vico_spin.vico_core import (
     isolate,
     object_mask,
 )
-from vico_spin.vico_core.placeholder import check_placeholder, pattern
+from vico_spin.vico_core.placeholder import check_placeholder, names
 
 
 def keys(levels, depth=1):
@@ -41,9 +41,15 @@ def test_places_are_every_second_attention_block_of_the_decoder(levels, depth, e
 @pytest.mark.parametrize(
     ("prompt", "isolated"),
     [
-        ("a photo of a *, on the beach", "a photo of a  * , on the beach"),
-        ("(*:1.2) and *", "( * :1.2) and  * "),
+        ("a photo of a *, on the beach", "a photo of a * , on the beach"),
+        ("(*:1.2) and *", "( * :1.2) and *"),
+        ("photo_of_*", "photo_of_ *"),
+        ("a *-shaped cup", "a * -shaped cup"),
+        ("一张*的照片", "一张 * 的照片"),
+        ("* embedding:my*style, *", "* embedding:my*style, *"),
         ("2*3", "2*3"),
+        ("sh*t", "sh*t"),
+        ("**bold** and ***", "**bold** and ***"),
         ("no trigger", "no trigger"),
     ],
 )
@@ -51,9 +57,14 @@ def test_the_placeholder_is_a_word_of_its_own(prompt, isolated):
     assert isolate(prompt, "*") == isolated
 
 
-def test_a_word_like_placeholder_is_not_found_inside_a_word():
-    assert not pattern("sks").search("flasks")
-    assert pattern("sks").search("a sks, red")
+@pytest.mark.parametrize("prompt", ["a sks, red", "a SKS", "(Sks:1.3)", "photo_of_sks"])
+def test_a_word_is_found_in_any_case_between_spaces_and_punctuation(prompt):
+    assert names(prompt, "sks")
+
+
+@pytest.mark.parametrize("prompt", ["flasks", "sks2", "embedding:sks", "embedding:sks_style and embedding:my-sks"])
+def test_a_word_is_not_found_inside_another_or_in_an_embeddings_name(prompt):
+    assert not names(prompt, "sks")
 
 
 def test_a_prompt_without_the_placeholder_gets_a_sentence():
@@ -62,10 +73,11 @@ def test_a_prompt_without_the_placeholder_gets_a_sentence():
     check_prompt("a photo of a *", "*")
 
 
-def test_a_split_placeholder_gets_a_sentence():
-    with pytest.raises(ValueError, match="split into 3 tokens"):
-        check_placeholder("<toy>", lambda text: [1, 2, 3])
-    assert check_placeholder("*", lambda text: [265]) == 265
+@pytest.mark.parametrize("word", ["", "two words"])
+def test_a_placeholder_that_is_no_word_gets_a_sentence(word):
+    with pytest.raises(ValueError, match="words; it must be one"):
+        check_placeholder(word)
+    check_placeholder("<toy>")
 
 
 def test_column_attention_by_hand():

@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from vico_spin.nodes.vico.encoders import Columns, word_ids
 from vico_spin.nodes.vico.photos import Photo, Reference
+from vico_spin.nodes.vico.prompts import Prompts
 from vico_spin.nodes.vico.subject import Run
-from vico_spin.nodes.vico.trigger import Columns, make_trigger, with_trigger
+from vico_spin.nodes.vico.trigger import make_trigger, with_trigger
 from vico_spin.vico_core import ImageAttention, ViCoConcept
 
 END_OF_TEXT = 49407
@@ -122,7 +124,7 @@ def forward(model, subject, x, t, context, columns):
 
     comfy.model_management.load_models_gpu([model, *model.get_nested_additional_models()])
     uuids = [f"prompt{i}" for i in range(x.shape[0])]
-    run = Run(dict(zip(uuids, columns, strict=True)), model)
+    run = Run(Prompts({uuid: [tuple(row)] for uuid, row in zip(uuids, columns, strict=True)}, ()), model)
     options = {"uuids": uuids, "sigmas": torch.tensor([1.0]), subject.key: run, "wrappers": model.wrappers}
     with torch.inference_mode():
         return model.model.diffusion_model(x, t.float(), context=context, transformer_options=options)
@@ -196,7 +198,8 @@ def with_star(clip, star):
 
 def encode_ids(clip, trigger, ids):
     """Encodes given token ids (the golden vocabulary is a toy one), the placeholder's replaced as the tokenizer would."""
-    row = [trigger.vector_token("l") if i == trigger.tokens["l"] else i for i in ids]
+    (word,) = word_ids(clip, "l", "*")
+    row = [trigger.tokens("l")[0] if i == word else i for i in ids]
     with torch.inference_mode():
         return clip.encode_from_tokens({"l": [[(token, 1.0) for token in row]]}, return_dict=True)
 
@@ -204,11 +207,11 @@ def encode_ids(clip, trigger, ids):
 def test_golden_placeholder_through_the_text_encoder(clip06):
     clip, data = clip06
     clip, trigger = with_star(clip, data["star"])
-    assert trigger.tokens == {"l": int(data["placeholder_id"])}
+    assert word_ids(clip, "l", "*") == [int(data["placeholder_id"])]
     for b in range(2):
         out = encode_ids(clip, trigger, data["token_ids"][b].tolist())
         assert relative_error(out["cond"], data["context"][b : b + 1]) < 1e-4
-        columns = out["vico_columns"]["golden"]
+        (columns,) = trigger.memory.find({"cross_attn": out["cond"]})
         assert columns.trigger == (int(data["ph_col"][b]),)
         assert columns.end_of_text == int(data["eot_col"][b])
     with torch.inference_mode():
@@ -232,7 +235,8 @@ def test_golden_ddim_with_guidance(golden, make_sd1, make_clip, call, scale, exp
     applied = Applied("04_unet_tiny", golden, make_sd1, make_clip)
     model, _ = applied.apply(call, data["x_ref"])
     columns = Columns((int(data["ph_col"][0]),), int(data["eot_col"][0]))
-    positive = [[clip["context"][1:2], {"vico_columns": {applied.subject.key: columns}}]]
+    positive = [[clip["context"][1:2], {}]]
+    applied.subject.trigger.memory.remember(positive[0][0], columns)
     negative = [[clip["uncond_context"], {}]]
 
     guider = comfy.samplers.CFGGuider(model)

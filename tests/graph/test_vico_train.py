@@ -18,6 +18,7 @@ from vico_spin.nodes.vico import memory, session, streams
 from vico_spin.nodes.vico.attach import ApplySettings, attach, make_subject
 from vico_spin.nodes.vico.photos import Photo, Reference
 from vico_spin.nodes.vico.places import places_of
+from vico_spin.nodes.vico.prompts import Prompts
 from vico_spin.nodes.vico.subject import Run
 from vico_spin.nodes.vico.trigger import with_trigger
 from vico_spin.scores.sheet import CAPTION, GAP, MARGIN, NAMES
@@ -123,10 +124,10 @@ def test_training_sees_what_apply_vico_draws(parts, make_sd1):
         subject = make_subject(model, parts["clip"], concept, Reference([photo]), ApplySettings())
         applied, clip = attach(model, subject), with_trigger(parts["clip"], subject.trigger)
         encoded = clip.encode_from_tokens(clip.tokenize("a photo of a *"), return_dict=True)
-        columns = encoded["vico_columns"][subject.key]
+        (columns,) = subject.trigger.memory.find({"cross_attn": encoded["cond"]})
         comfy.model_management.load_models_gpu([applied, *applied.get_nested_additional_models()])
         options = {"uuids": ["prompt"], "sigmas": torch.tensor([1.0]), "wrappers": applied.wrappers}
-        options[subject.key] = Run({"prompt": columns.trigger}, applied)
+        options[subject.key] = Run(Prompts({}, columns.trigger), applied)
         expected = applied.model.diffusion_model(x_t, t.float(), context=encoded["cond"], transformer_options=options)
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -301,7 +302,7 @@ def test_photos_of_several_sizes_and_with_alpha(train):
     [
         ({"initialiser": "teddybear plush"}, "it must be one"),
         ({"initialiser": ""}, "0 tokens"),
-        ({"placeholder": "two words"}, "split into 2 tokens"),
+        ({"placeholder": "two words"}, "is 2 words; it must be one"),
         ({"images": photos(2, (16, 64))}, "Photo 1 is 64×16 pixels"),
         ({"images": photos(2) * float("nan")}, "NaN"),
         ({"masks": [torch.ones(2, 96, 96)]}, "There are 3 photos and 2 masks"),

@@ -6,6 +6,7 @@ from safetensors import safe_open
 
 from vico_spin.nodes.host import copies
 from vico_spin.nodes.vico import streams
+from vico_spin.nodes.vico.encoders import word_ids
 from vico_spin.nodes.vico.places import places_of
 from vico_spin.train_core import LocalEngine
 from vico_spin.vico_core import attention_regularization
@@ -71,8 +72,8 @@ class GoldenStep:
         for row, caption in enumerate(captions):
             ids = self.data["token_ids"][row].tolist()
             trigger = self.host.trigger
-            vector = trigger.vector_token("l")
-            self.host.tokens[caption] = {"l": [[(vector if i == trigger.tokens["l"] else i, 1.0) for i in ids]]}
+            vector, (word,) = trigger.tokens("l")[0], word_ids(self.host.clip, "l", "*")
+            self.host.tokens[caption] = {"l": [[(vector if i == word else i, 1.0) for i in ids]]}
         z, z_ref, noise, t = (self.data[k][:rows] for k in ("z", "z_ref", "noise", "t"))
         return Batch(z, z_ref, noise, t, captions)
 

@@ -1,0 +1,186 @@
+"""Where the trigger word stands in a sampling's prompts, told by what their tensors hold.
+
+A conditioning's dict is lost on the way (joined, averaged, rebuilt by other nodes); the rows that the word became are not.
+"""
+
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .encoders import Columns
+
+KEPT = 256  # encoded prompts whose rows of the word are remembered
+SAME = (
+    3e-3  # a row counts as another's multiple where this share of it, or less, is left over (bfloat16's rounding: 0.1%)
+)
+MIXED = 2e-2  # what share of a mixed row must be the word's
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt as it was encoded.
+
+    columns: positions in this tensor; word [N, dim], end [1, dim]: its rows of the trigger word and of the end of text, unit
+    length; whole: the tensor itself, for as long as the graph holds it; queries: where a context has other rows (Anima), those.
+    """
+
+    columns: Columns
+    word: Tensor
+    end: Tensor
+    whole: weakref.ref
+    queries: "Queries | None" = None
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Anima's context: a row for each of T5's ids, whatever its text encoder reads; and the columns there."""
+
+    ids: tuple[int, ...]
+    columns: Columns
+
+
+@dataclass
+class PromptMemory:
+    """What the CLIPs of one word have encoded. All Applies of a word share it, and it lives as long as one of them."""
+
+    encoded: deque[Encoded] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def remember(self, cond: Tensor, columns: Columns, queries: Queries | None = None) -> None:
+        """cond: [1, T, dim] as an encoder gives it; columns: positions in it."""
+        word, end = (unit(cond[0, list(where)]) for where in (columns.trigger, [columns.end_of_text]))
+        self.encoded.append(Encoded(columns, word, end, weakref.ref(cond), queries))
+
+    def find(self, cond: dict) -> list[Columns | None]:
+        """The columns of each prompt in the host's conditioning; None for one that holds nothing of what was encoded."""
+        context = cond.get("cross_attn")
+        if context is None:
+            return [None]
+        known = [e for e in self.encoded if e.word.shape[-1] == context.shape[-1]]
+        if not known:
+            return [None] * context.shape[0]
+        if "t5xxl_ids" in cond:
+            return [find_queries(cond["t5xxl_ids"], unit(row), known) for row in context]
+        return [find_rows(unit(row), known) for row in context]
+
+
+MEMORIES: weakref.WeakValueDictionary[str, PromptMemory] = weakref.WeakValueDictionary()
+
+
+def memory_of(identity: str) -> PromptMemory:
+    """The memory that all Applies of one word share."""
+    return MEMORIES.setdefault(identity, PromptMemory())
+
+
+def find_rows(rows: Tensor, known: list[Encoded]) -> Columns | None:
+    trigger = positions(rows, [e.word for e in known]) or mixed_positions(rows, known)
+    ends = positions(rows, [e.end for e in known])
+    return Columns(tuple(trigger), ends[0] if ends else trigger[-1]) if trigger or ends else None
+
+
+def find_queries(ids: Tensor, rows: Tensor, known: list[Encoded]) -> Columns | None:
+    """By T5's ids; where they fit several prompts, by the end of the text too."""
+    fitting = [e for e in known if e.queries and e.queries.ids == tuple(ids.flatten().tolist())]
+    fitting = [e for e in fitting if positions(rows, [e.end])] or fitting
+    return fitting[-1].queries.columns if fitting else None
+
+
+def unit(rows: Tensor) -> Tensor:
+    return F.normalize(rows.detach().float().cpu(), dim=-1)
+
+
+def positions(rows: Tensor, wanted: list[Tensor]) -> list[int]:
+    """Positions of the rows [T, dim] that are a multiple of a wanted one."""
+    likeness = (rows @ torch.cat(wanted).T).abs()  # [T, N]
+    return (likeness**2 >= 1 - SAME**2).any(-1).nonzero().flatten().tolist()
+
+
+def mixed_positions(rows: Tensor, known: list[Encoded]) -> list[int]:
+    """Positions of the rows that are the word's mixed with the row of another prompt at the same place (averaged prompts)."""
+    partners = [whole[0] for e in known if (whole := e.whole()) is not None]
+    found = set()
+    for e in known:
+        for word, column in zip(e.word, e.columns.trigger, strict=True):
+            others = [p[column] for p in partners if p.shape[0] > column and p.shape[1] == rows.shape[1]]
+            if others and column < rows.shape[0] and mixes(rows[column], word, unit(torch.stack(others))):
+                found.add(column)
+    return sorted(found)
+
+
+def mixes(row: Tensor, word: Tensor, others: Tensor) -> bool:
+    """Whether a row [dim] lies in the plane of the word's and one of the others [P, dim], with a part of the word's."""
+    across = unit(word - (others @ word)[:, None] * others)  # the word's part that is not the other's
+    share, rest = across @ row, others @ row  # [P]
+    return bool(((share.abs() > MIXED) & (share**2 + rest**2 >= 1 - SAME**2)).any())
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The columns by which each prompt of a sampling makes its object mask.
+
+    rows: {a conditioning's uuid: a tuple of columns for each prompt in it, None where the subject is left off}; default: of
+    conditionings that a guidance node brings in later.
+    """
+
+    rows: dict
+    default: tuple[int, ...]
+
+    def columns(self, uuid, row: int) -> tuple[int, ...] | None:
+        """Of the row-th picture that is drawn by a conditioning; the host repeats a conditioning's prompts over a batch."""
+        own = self.rows.get(uuid, [self.default])
+        return own[row % len(own)]
+
+
+def find_prompts(conds: dict[str, list[dict]], trigger, others: Iterable) -> Prompts | None:
+    """The columns of a guider's named conditionings. others: triggers of further subjects on the model.
+
+    A prompt with the word has its own columns. A negative prompt takes those of the positive one, as the original does; a
+    positive part without the word takes its end of text, and leaves the subject off where it names another one. None where
+    the prompts name other subjects only. Raises: ValueError with the true cause where no positive prompt has the word.
+    """
+    own = {c["uuid"]: trigger.memory.find(c) for name in conds for c in conds[name]}
+    positive = [c for name in conds if "negative" not in name for c in conds[name]]
+    prompt = next((r.trigger for c in positive for r in own[c["uuid"]] if r and r.trigger), None)
+    named = {c["uuid"]: names_another(others, c, len(own[c["uuid"]])) for c in positive}
+    if prompt is None and any(any(rows) for rows in named.values()):
+        return None
+    if prompt is None:
+        raise ValueError(why_missing(trigger.word, positive, own))
+    rows = {uuid: [(r.trigger if r else ()) or prompt for r in found] for uuid, found in own.items()}
+    for uuid, another in named.items():
+        rows[uuid] = [of_positive(r, prompt, a) for r, a in zip(own[uuid], another, strict=True)]
+    return Prompts(rows, prompt)
+
+
+def names_another(others: Iterable, cond: dict, count: int) -> list[bool]:
+    """Of each of the `count` prompts in a conditioning, whether it has the word of another subject."""
+    found = [other.memory.find(cond) for other in others]
+    return [any(rows[i] is not None and rows[i].trigger for rows in found) for i in range(count)]
+
+
+def of_positive(own: Columns | None, prompt: tuple[int, ...], names_another: bool) -> tuple[int, ...] | None:
+    if own is not None and own.trigger:
+        return own.trigger
+    if names_another:
+        return None
+    return prompt if own is None else (own.end_of_text,)
+
+
+def why_missing(word: str, positive: list[dict], own: dict) -> str:
+    """The sentence that a user needs who sees no positive prompt with the word."""
+    tensors = [c["cross_attn"] for c in positive if "cross_attn" in c]
+    if tensors and not any(tensor.any() for tensor in tensors):
+        return f'Connect the positive prompt itself.\nIt is zeroed out, so the trigger word "{word}" is not in it.'
+    if any(r is not None for c in positive for r in own[c["uuid"]]):
+        return (
+            f'Write "{word}" where the object should appear, as a word of its own.\n'
+            f'No prompt contains the trigger word "{word}" of this ViCo concept.'
+        )
+    return (
+        "Encode the prompt with the CLIP that Apply ViCo returns.\n"
+        f'Another CLIP encoded it, or a node after it changed it beyond recognition (trigger word "{word}").'
+    )
