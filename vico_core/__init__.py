@@ -1,6 +1,7 @@
 """ViCo (arXiv 2306.00971) as plain PyTorch: image attention to one photo of an object, beside a frozen diffusion model."""
 
 from .attention_maps import (
+    attention_of_heads,
     attention_regularization,
     column_attention,
     object_mask,
@@ -11,7 +12,7 @@ from .attention_maps import (
 from .concept import ViCoConcept, concept_files
 from .image_attention import ImageAttention
 from .placeholder import check_prompt, embed_placeholder, find_columns, first_end_of_text, isolate
-from .places import Place, find_places
+from .places import Place, find_places, place_count, place_parameters, spread_places
 from .reference import FeatureBank, Features, feature_bytes, keep_tokens
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ImageAttention",
     "Place",
     "ViCoConcept",
+    "attention_of_heads",
     "attention_regularization",
     "check_prompt",
     "column_attention",
@@ -33,6 +35,9 @@ __all__ = [
     "keep_tokens",
     "object_mask",
     "otsu_threshold",
+    "place_count",
+    "place_parameters",
     "read_columns",
+    "spread_places",
     "text_attention",
 ]

@@ -9,10 +9,20 @@ LEVELS = 10  # the original's candidate thresholds: 0, 0.1 … 0.9
 
 def text_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:
     """Softmax attention averaged over heads, in float32: q [B, M, inner], k [B, T, inner] of a text cross-attention -> [B, M, T]."""
-    q, k = (rearrange(t.float(), "b n (heads dim) -> b heads n dim", heads=heads) for t in (q, k))
-    # a mask must not depend on how training lowers its precision
-    with torch.amp.autocast(q.device.type, enabled=False):
-        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
+    return attention_of_heads(*(rearrange(t, "b n (heads dim) -> b heads n dim", heads=heads) for t in (q, k)))
+
+
+def attention_of_heads(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Softmax over the given keys alone, averaged over heads, in float32: q [B, heads, M, dim], k [B, heads, T, dim] -> [B, M, T].
+
+    In a joint attention of picture and text, q are the picture's and k the text's: what a patch looks at, of the prompt's
+    tokens. bias: added to the scores, broadcast to [B, heads, M, T] (padded text).
+    """
+    with torch.amp.autocast(
+        q.device.type, enabled=False
+    ):  # a mask must not depend on how training lowers its precision
+        scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
+        return (scores if bias is None else scores + bias.float()).softmax(dim=-1).mean(dim=1)
 
 
 def read_columns(attention: Tensor, columns: list[list[int]]) -> Tensor:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..intake import LIMITS, check_file, write_atomically
+from .places import UNET
 
 FORMAT = "vico_concept"
 VERSION = "1"
 ORIGINAL_KEY = re.compile(r"diffusion_model\.(?P<place>.+)\.image_cross_attention\.(?P<rest>.+)")
-OUR_KEY = re.compile(r"image_attention\.(?P<place>output_blocks\.\d+\.\d+)\.(?P<rest>.+)")
+OUR_KEY = re.compile(r"image_attention\.(?P<place>[a-z_]+(?:\.\d+)+)\.(?P<rest>[a-z].+)")
 PARTS = [
     f"attn{i}.{p}"
     for i in (1, 2)
@@ -41,14 +42,15 @@ PICKLED = [
 class ViCoConcept:
     """modules: {place: image attention's state dict}; embeddings: {text encoder ("l", "g", "h"): [1, width]} of the placeholder.
 
-    placeholder: the trigger word; initialiser: the word its vector started from; base_hash: the model it was trained on ("" when
-    unknown); step and settings: of the training; thumbnail: PNG bytes of the reference, or b"".
+    placeholder: the trigger word; initialiser: the word its vector started from; family: of the model it was trained on, and
+    base_hash: that model ("" when unknown); step and settings: of the training; thumbnail: PNG bytes of the reference, or b"".
     """
 
     modules: dict[str, dict[str, Tensor]]
     embeddings: dict[str, Tensor]
     placeholder: str = "*"
     initialiser: str = ""
+    family: str = ""
     base_hash: str = ""
     step: int = 0
     settings: dict = field(default_factory=dict)
@@ -86,11 +88,13 @@ class ViCoConcept:
         modules = _split(tensors, OUR_KEY)
         _check(path.name, modules, embeddings)
         try:
+            _check_places(path.name, modules, json.loads(metadata.get("places", "null")))
             return cls(
                 modules,
                 embeddings,
                 placeholder=metadata.get("placeholder", "*"),
                 initialiser=metadata.get("initialiser", ""),
+                family=metadata.get("family", ""),
                 base_hash=metadata.get("base_hash", ""),
                 step=int(metadata.get("step", 0)),
                 settings=json.loads(metadata.get("settings", "{}")),
@@ -130,6 +134,7 @@ class ViCoConcept:
             "version": VERSION,
             "placeholder": self.placeholder,
             "initialiser": self.initialiser,
+            "family": self.family,
             "base_hash": self.base_hash,
             "places": json.dumps(self.widths),
             "step": str(self.step),
@@ -141,9 +146,10 @@ class ViCoConcept:
 
     def save_original(self, cross_attention_path: str | os.PathLike, embeddings_path: str | os.PathLike) -> None:
         """Writes the authors' pair. ValueError for a concept of another encoder than SD1.x's, which their code cannot load."""
-        if list(self.embeddings) != ["l"]:
+        if list(self.embeddings) != ["l"] or self.family not in ("", UNET):
             raise ValueError(
-                f"The original ViCo knows SD1.x alone; this concept has text encoders {', '.join(self.embeddings)}."
+                f"The original ViCo knows SD1.x alone; this concept is of {self.family or 'another model'} with the text encoders "
+                f"{', '.join(self.embeddings)}."
             )
         weights = {
             f"diffusion_model.{place}.image_cross_attention.{k}": t.detach().cpu()
@@ -253,6 +259,12 @@ def _check(name: str, modules: dict[str, dict[str, Tensor]], embeddings: dict[st
             raise ValueError(
                 f'"{name}": the word of encoder {encoder} has shape {tuple(vector.shape)}; it must be [1, width].'
             )
+
+
+def _check_places(name: str, modules: dict[str, dict[str, Tensor]], told: dict[str, int] | None) -> None:
+    lost = [place for place in told or () if place not in modules]
+    if lost:
+        raise ValueError(f'"{name}" is incomplete: its heading names the place {lost[0]}, whose weights it lacks.')
 
 
 def _check_shapes(name: str, place: str, weights: dict[str, Tensor]) -> None:

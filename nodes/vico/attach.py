@@ -1,15 +1,17 @@
 """From Apply ViCo's inputs to a model in which image attention runs."""
 
+import functools
 import uuid
 from dataclasses import dataclass
 
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ...vico_core import Place, ViCoConcept, feature_bytes
+from ..host.families.image_tokens import LATENT, ImageTokens
 from .capture import AUTOMATIC, CAPTURE, GIVEN
 from .photos import Reference
-from .places import load_modules, module_name
+from .places import layout_of, load_modules, shape_at, share, tokens_of
 from .subject import Subject
 from .trigger import identity_of, make_trigger
 
@@ -48,12 +50,13 @@ def make_subject(model, clip, concept: ViCoConcept, reference: Reference, settin
         ),
         patcher=patcher,
         places=places,
+        tokens={place.name: tokens_of(model.model.diffusion_model, place) for place in places},
         strengths={p.name: settings.strength * factor for p, factor in zip(places, factors, strict=True)},
         sigmas=(float(sampling.percent_to_sigma(settings.start)), float(sampling.percent_to_sigma(settings.end))),
         mask_source=settings.mask,
         effect_mask=settings.effect_mask,
         reference=reference,
-        latents=[model.model.process_latent_in(photo.latent) for photo in reference.photos],
+        latents=[model.model.process_latent_in(with_axes_of(model, photo.latent)) for photo in reference.photos],
         budget=settings.cache_mb * 2**20,
     )
 
@@ -72,29 +75,58 @@ def parse_factors(text: str, count: int) -> list[float]:
     return factors
 
 
+def with_axes_of(model, latent: Tensor) -> Tensor:
+    """The VAE's latent as the model takes it: [1, C, h, w], or [1, C, 1, h, w] where the model has frames."""
+    if model.model.latent_format.latent_dimensions == 3:
+        return latent if latent.ndim == 5 else latent.unsqueeze(2)
+    return latent if latent.ndim == 4 else latent[:, :, 0]
+
+
 def attach(model, subject: Subject):
     """A clone of the model in which the subject's image attention runs."""
     model = model.clone()
     for place in subject.places:
         path = f"diffusion_model.{place.block}.forward"
-        model.add_object_patch(path, image_attended(model.get_model_object(path), place, subject))
+        plain, tokens = model.get_model_object(path), subject.tokens[place.name]
+        model.add_object_patch(path, image_attended(plain, place, tokens, subject))
     model.set_additional_models(subject.key, [subject.patcher])
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, subject.key, subject.on_sample)
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, subject.key, subject.on_prompts)
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, subject.key, subject.on_forward)
+    layout = layout_of(model.model.diffusion_model)
+    if layout is None or layout.wrapped:
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, subject.key, subject.on_forward)
+    else:
+        path = "diffusion_model.forward"
+        model.add_object_patch(path, wrapped(model.get_model_object(path), subject.on_forward))
     return model
 
 
-def image_attended(previous, place: Place, subject: Subject):
+def wrapped(previous, wrapper):
+    """A forward as the host's DIFFUSION_MODEL wrappers would run it, for a family that has none."""
+
+    @functools.wraps(previous)
+    def forward(*args, **kwargs):
+        if CAPTURE in kwargs["transformer_options"]:
+            return previous(*args, **kwargs)
+        return WrapperExecutor.new_executor(previous, [wrapper]).execute(*args, **kwargs)
+
+    return forward
+
+
+def image_attended(previous, place: Place, tokens: ImageTokens, subject):
     """The block's forward with image attention after it; `previous` may be another subject's."""
 
-    def forward(x, context=None, transformer_options={}):  # noqa: B006 (the host's signature)
-        x = previous(x, context=context, transformer_options=transformer_options)
-        capture = transformer_options.get(CAPTURE)
-        if capture is None:
-            return subject.attend(place, x, transformer_options)
-        capture.take(place, x, tuple(transformer_options["activations_shape"][-2:]))
-        return x
+    def forward(*args, **kwargs):
+        options = kwargs["transformer_options"]
+        capture = options.get(CAPTURE)
+        if capture is not None:
+            kwargs["transformer_options"] = capture.reading(place, tokens, options)
+            returned = previous(*args, **kwargs)
+            return tokens.changed(returned, options, lambda x: capture.take(place, x, tokens.grid(options)))
+        returned = previous(*args, **kwargs)
+        if LATENT not in options:  # no subject is active in this step
+            return returned
+        return tokens.changed(returned, options, lambda x: subject.attend(place, x, options))
 
     return forward
 
@@ -105,21 +137,27 @@ def step_bytes(subject: Subject, model) -> int:
     sizes = []
     for latent in subject.latents:
         for place in subject.active_places:
-            width = subject.modules[module_name(place)].norm1.weight.shape[0]
-            sizes.append((tokens_at(model, place, latent), width))
+            tokens = subject.tokens[place.name]
+            sizes.append((tokens_at(model, place, tokens, latent), tokens.dim))
     return feature_bytes(sizes, dtype.itemsize)
 
 
-def tokens_at(model, place, latent) -> int:
-    """Tokens of the latent at a place: each Upsample of the decoder after it doubles its sides."""
+def tokens_at(model, place: Place, tokens: ImageTokens, latent: Tensor) -> int:
+    """Tokens of the latent at a place; in a U-Net each Upsample of the decoder after it doubles their sides."""
+    if tokens.patch is not None:
+        return tokens.count({LATENT: latent.shape})
+    level = int(place.name.split(".")[1])
     blocks = model.model.diffusion_model.output_blocks
-    ups = sum(type(layer).__name__ == "Upsample" for block in blocks[place.level :] for layer in block)
+    ups = sum(type(layer).__name__ == "Upsample" for block in blocks[level:] for layer in block)
     return (latent.shape[-2] >> ups) * (latent.shape[-1] >> ups)
 
 
 def describe_cost(subject: Subject, model) -> str:
     """Short enough for the two lines that the frontend shows under a node."""
+    network = model.model.diffusion_model
+    part = share([shape_at(network, place) for place in subject.places], network)
     step = step_bytes(subject, model)
     steps = subject.budget // (2 * step)
     held = f"the cache holds {steps} steps with CFG" if subject.budget else "none are kept"
-    return f"Up to {step / 2**20:.1f} MB of features a step; {held}."
+    size = f"{part:.1%} of the model at {len(subject.places)} places"
+    return f"{size}. Up to {step / 2**20:.1f} MB of features a step; {held}."

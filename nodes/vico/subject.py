@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ...vico_core import ImageAttention, Place
 from ...vico_core.reference import Features
-from .capture import Capture, LastPlaceReached, as_input
+from ..host.families.image_tokens import LATENT, ImageTokens
+from .capture import Capture, LastPlaceReached, as_input, text_of
 from .photos import Reference
 from .places import module_name
 from .prompts import Prompts, find_prompts
-from .rows import Row, distinct_rows
+from .rows import Call, Row, distinct_rows
 from .trigger import Trigger
 
 
@@ -42,6 +43,7 @@ class Subject:
     trigger: Trigger
     patcher: comfy.model_patcher.ModelPatcher  # of the modules; held here, so that it lives as long as they do
     places: list[Place]
+    tokens: dict[str, ImageTokens]  # the picture's, at each place
     strengths: dict[str, float]
     sigmas: tuple[float, float]
     mask_source: str
@@ -83,17 +85,19 @@ class Subject:
         return executor(model, conds, x_in, timestep, model_options)
 
     @torch.compiler.disable(recursive=False)
-    def on_forward(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
-        prompts = transformer_options[self.key].prompts
-        if prompts is not None and self.is_active(float(transformer_options["sigmas"][0])):
-            rows = distinct_rows(x, timesteps, context, y, transformer_options, prompts)
-            features = self.features(executor.original, rows, x, transformer_options)
-            transformer_options = {**transformer_options, self.key + ".features": features}
-        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+    def on_forward(self, executor, *args, **kwargs):
+        call = Call.of(executor.original, args, kwargs)
+        prompts = call.options[self.key].prompts
+        if prompts is not None and self.is_active(float(call.options["sigmas"][0])):
+            repeats = not any(tokens.joint for tokens in self.tokens.values())
+            rows = distinct_rows(call, prompts, repeats)
+            seen = {self.key + ".features": self.features(call, rows), LATENT: call.x.shape}
+            return call.on(executor, call.options | seen)
+        return executor(*args, **kwargs)
 
-    def features(self, unet, rows: dict, x: Tensor, transformer_options: dict) -> list[tuple[list[int], Features]]:
+    def features(self, call: Call, rows: dict) -> list[tuple[list[int], Features]]:
         """[(rows of x, their features)]: from the bank, and by one reference pass for all that it lacks."""
-        run = transformer_options[self.key]
+        x, run = call.x, call.options[self.key]
         names = tuple(place.name for place in self.active_places)
         weights = run.patcher.patches_uuid
         keys = {k: (k, self.mask_source, names, weights, x.dtype) for k in rows}
@@ -102,33 +106,33 @@ class Subject:
         found = {k: self.reference.bank.get(keys[k], x.device) if budget else None for k in rows}
         missing = [k for k in rows if found[k] is None]
         if missing:
-            computed = self.reference_pass(unet, [rows[k] for k in missing], x, transformer_options)
+            computed = self.reference_pass(call, [rows[k] for k in missing])
             for k, features in zip(missing, computed, strict=True):
                 found[k] = features
                 self.reference.bank.put(keys[k], features, budget)
         return [(rows[k].rows, found[k]) for k in rows]
 
-    def reference_pass(self, unet, rows: list[Row], x: Tensor, transformer_options: dict) -> list[Features]:
-        """Runs the U-Net on the clean photos, once a distinct context, up to the last place. `unet`: its bare forward.
+    def reference_pass(self, call: Call, rows: list[Row]) -> list[Features]:
+        """Runs the bare model on the clean photos, once a distinct context, up to the last place.
 
         A context at a time: what stands beside it in a batch changes its last bits, and a picture must not hang on what
         the bank happened to hold.
         """
         photos = zip(self.latents, self.reference.photos, strict=True)
-        captures = [self.capture(unet, latent, photo, rows, x, transformer_options) for latent, photo in photos]
+        captures = [self.capture(call, latent, photo, rows) for latent, photo in photos]
         if self.on_masks:
             self.on_masks(captures)
         names = [place.name for place in self.active_places]
         return [{name: torch.cat([c.kept(name, row) for c in captures]) for name in names} for row in range(len(rows))]
 
-    def capture(self, unet, latent, photo, rows: list[Row], x: Tensor, transformer_options: dict) -> "Capture":
+    def capture(self, call: Call, latent, photo, rows: list[Row]) -> "Capture":
         capture = Capture(self.active_places, [row.columns for row in rows], self.mask_source, photo.mask)
+        x_ref = as_input(latent, call.x)
         for i, row in enumerate(rows):
-            capture.rows = [i]
-            y = None if row.y is None else row.y[None]
-            x_ref = as_input(latent, x.shape[1]).to(x)
+            capture.rows, capture.text = [i], text_of(row.conditions["context"])
+            options = {"transformer_options": capture.options(call.options, x_ref)}
             with contextlib.suppress(LastPlaceReached):
-                unet(x_ref, row.t[None], row.context[None], y, None, capture.options(transformer_options))
+                call.forward(x_ref, row.t, **row.conditions, **options)
         return capture
 
     @torch.compiler.disable
@@ -141,19 +145,20 @@ class Subject:
         kept = [(rows, of_row[place.name]) for rows, of_row in features]
         out = attended(self.modules[module_name(place)], x, kept)
         if self.effect_mask is not None:
-            return torch.lerp(x, out, self.weights(x, transformer_options) * strength)
+            return torch.lerp(x, out, self.weights(x, place, transformer_options) * strength)
         return out if strength == 1 else torch.lerp(x, out, strength)
 
-    def weights(self, x: Tensor, transformer_options: dict) -> Tensor:
+    def weights(self, x: Tensor, place: Place, transformer_options: dict) -> Tensor:
         """The effect mask at this place's tokens [B, N, 1], cut to the part of the picture that each prompt covers."""
-        run, grid = transformer_options[self.key], transformer_options["activations_shape"][-2:]
+        run, grid = transformer_options[self.key], self.tokens[place.name].grid(transformer_options)
         full = F.interpolate(
             self.effect_mask[None, :1].float(), size=run.size, mode="bilinear"
         )  # [1, 1, H, W] of the latent
         uuids = transformer_options["uuids"]
         parts = [F.interpolate(cut(full, run.areas[u]), size=grid, mode="area") for u in uuids]
         tokens = rearrange(torch.cat(parts), "prompts 1 h w -> prompts (h w) 1")
-        return tokens.repeat_interleave(x.shape[0] // len(uuids), 0).to(x)
+        frames = x.shape[1] // tokens.shape[1]
+        return tokens.repeat(1, frames, 1).repeat_interleave(x.shape[0] // len(uuids), 0).to(x)
 
 
 def attended(module: ImageAttention, x: Tensor, kept: list[tuple[list[int], Tensor]]) -> Tensor:
@@ -168,7 +173,9 @@ def attended(module: ImageAttention, x: Tensor, kept: list[tuple[list[int], Tens
 
 
 def cut(full: Tensor, area) -> Tensor:
+    """area: sizes, then starts, along the latent's axes; the last two are height and width."""
     if area is None:
         return full
-    height, width, top, left = area
+    axes = len(area) // 2
+    (height, width), (top, left) = area[axes - 2 : axes], area[-2:]
     return full[..., top : top + height, left : left + width]
