@@ -9,6 +9,7 @@ from .attention_maps import (
     read_columns,
     text_attention,
 )
+from .base import base_hash, same_base
 from .concept import ViCoConcept, concept_files
 from .image_attention import ImageAttention
 from .placeholder import check_prompt, embed_placeholder, find_columns, first_end_of_text, isolate
@@ -23,6 +24,7 @@ __all__ = [
     "ViCoConcept",
     "attention_of_heads",
     "attention_regularization",
+    "base_hash",
     "check_prompt",
     "column_attention",
     "concept_files",
@@ -38,6 +40,7 @@ __all__ = [
     "place_count",
     "place_parameters",
     "read_columns",
+    "same_base",
     "spread_places",
     "text_attention",
 ]

@@ -63,7 +63,7 @@ def check_prompt(prompt: str, placeholder: str) -> None:
     """ValueError where the prompt lacks the placeholder; asked before minutes of sampling."""
     if not names(prompt, placeholder):
         raise ValueError(
-            f'Write "{placeholder}" where the object should appear, as a word of its own.\n'
+            f'Write "{placeholder}" where the object should appear.\n'
             f'The prompt "{prompt}" does not contain the trigger word "{placeholder}".'
         )
 

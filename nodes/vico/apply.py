@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..host.progress import say
 from ..host.sockets import ConceptSocket, ReferenceSocket
-from .attach import ApplySettings, attach, describe_cost, make_subject
+from .attach import ApplySettings, attach, describe_base, describe_cost, make_subject
 from .capture import AUTOMATIC, GIVEN, NO_MASK
 from .trigger import with_trigger
 
@@ -62,5 +62,5 @@ class ApplyViCo(io.ComfyNode):
             return io.NodeOutput(model, clip)
         settings = ApplySettings(strength, start_percent, end_percent, mask, effect_mask=effect_mask, **more)
         subject = make_subject(model, clip, concept, reference, settings)
-        say(describe_cost(subject, model))
+        say(describe_cost(subject, model) + describe_base(concept, model))
         return io.NodeOutput(attach(model, subject), with_trigger(clip, subject.trigger))

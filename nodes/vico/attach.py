@@ -1,15 +1,17 @@
 """From Apply ViCo's inputs to a model in which image attention runs."""
 
 import functools
+import math
 import uuid
 from dataclasses import dataclass
 
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
-from ...vico_core import Place, ViCoConcept, feature_bytes
+from ...vico_core import Place, ViCoConcept, base_hash, feature_bytes, same_base
 from ..host.families.image_tokens import LATENT, ImageTokens
-from .capture import AUTOMATIC, CAPTURE, GIVEN
+from .capture import AUTOMATIC, CAPTURE, GIVEN, as_input
+from .masks import as_masks, is_stand_in
 from .photos import Reference
 from .places import layout_of, load_modules, shape_at, share, tokens_of
 from .subject import Subject
@@ -35,14 +37,17 @@ class ApplySettings:
 
 def make_subject(model, clip, concept: ViCoConcept, reference: Reference, settings: ApplySettings) -> Subject:
     """A Subject, checked against the model, the CLIP and the reference. ValueError says what is wrong."""
+    if settings.start > settings.end:
+        raise ValueError(
+            f"Set start_percent to end_percent at most.\nIt starts at {settings.start:g} and ends at {settings.end:g}."
+        )
     if settings.mask == GIVEN and any(photo.mask is None for photo in reference.photos):
         raise ValueError(
-            "The mask is 'given', but the reference has none. Connect one to ViCo Reference, or choose 'automatic'."
+            "Connect a mask to ViCo Reference, or choose 'automatic'.\nThe mask is 'given', but the reference has none."
         )
     places, patcher = load_modules(concept, model)
     factors = parse_factors(settings.place_strengths, len(places))
-    word = settings.trigger.strip() or concept.placeholder
-    sampling = model.get_model_object("model_sampling")
+    word = trigger_word(settings.trigger, concept)
     return Subject(
         key=f"vico-{uuid.uuid4()}",
         trigger=make_trigger(
@@ -52,26 +57,41 @@ def make_subject(model, clip, concept: ViCoConcept, reference: Reference, settin
         places=places,
         tokens={place.name: tokens_of(model.model.diffusion_model, place) for place in places},
         strengths={p.name: settings.strength * factor for p, factor in zip(places, factors, strict=True)},
-        sigmas=(float(sampling.percent_to_sigma(settings.start)), float(sampling.percent_to_sigma(settings.end))),
+        percents=(settings.start, settings.end),
         mask_source=settings.mask,
-        effect_mask=settings.effect_mask,
+        effect_mask=effect_of(settings.effect_mask),
         reference=reference,
-        latents=[model.model.process_latent_in(with_axes_of(model, photo.latent)) for photo in reference.photos],
+        latents=[as_input(model.model, with_axes_of(model, photo.latent)) for photo in reference.photos],
         budget=settings.cache_mb * 2**20,
     )
+
+
+def trigger_word(trigger: str, concept: ViCoConcept) -> str:
+    """The word that was typed; where there is none, the concept's own."""
+    return trigger.strip() or concept.placeholder
+
+
+def effect_of(mask: Tensor | None) -> Tensor | None:
+    """The effect mask [B, H, W]; none where LoadImage had no mask to give."""
+    masks = as_masks(mask, "effect mask")
+    return None if masks is None or is_stand_in(masks) else masks
 
 
 def parse_factors(text: str, count: int) -> list[float]:
     """'1, 0.5' -> [1.0, 0.5]; empty -> all 1; one number -> that for all."""
     try:
         factors = [float(part) for part in text.replace(",", " ").split()] or [1.0]
+        if not all(map(math.isfinite, factors)):
+            raise ValueError(text)
     except ValueError as error:
         raise ValueError(
-            f"place_strengths is '{text}': write numbers with commas between, one a place, as '1, 1, 0.5, 0'."
+            f"Write place_strengths as numbers with commas between, as '1, 1, 0.5, 0'.\nIt is '{text}'."
         ) from error
     factors = factors * count if len(factors) == 1 else factors
     if len(factors) != count:
-        raise ValueError(f"place_strengths has {len(factors)} numbers; this model has {count} places.")
+        raise ValueError(
+            f"Write {count} place_strengths, or one for all.\nplace_strengths has {len(factors)} numbers; this model has {count} places."
+        )
     return factors
 
 
@@ -110,6 +130,7 @@ def wrapped(previous, wrapper):
             return previous(*args, **kwargs)
         return WrapperExecutor.new_executor(previous, [wrapper]).execute(*args, **kwargs)
 
+    forward.previous = previous
     return forward
 
 
@@ -128,6 +149,7 @@ def image_attended(previous, place: Place, tokens: ImageTokens, subject):
             return returned
         return tokens.changed(returned, options, lambda x: subject.attend(place, x, options))
 
+    forward.previous = previous
     return forward
 
 
@@ -161,3 +183,10 @@ def describe_cost(subject: Subject, model) -> str:
     held = f"the cache holds {steps} steps with CFG" if subject.budget else "none are kept"
     size = f"{part:.1%} of the model at {len(subject.places)} places"
     return f"{size}. Up to {step / 2**20:.1f} MB of features a step; {held}."
+
+
+def describe_base(concept: ViCoConcept, model) -> str:
+    """A second line where the concept was trained beside another model than this one."""
+    if not concept.base_hash or same_base(concept.base_hash, base_hash(model.model.diffusion_model.named_parameters())):
+        return ""
+    return "\nThe concept was trained on another base: it may look different here."

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import comfy.model_base
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +13,8 @@ from ..host.families.image_tokens import LATENT, ImageTokens
 
 CAPTURE = "vico_capture"  # in transformer_options while a reference pass runs
 OVERRIDE = "optimized_attention_override"
+# What of transformer_options a reference pass does not see: other patches, wrappers and control of the main pass.
+DROPPED = ("patches", "patches_replace", "wrappers", "callbacks", OVERRIDE)
 AUTOMATIC, GIVEN, NO_MASK = "automatic", "given", "none"
 
 
@@ -35,8 +38,7 @@ class Capture:
 
     def options(self, transformer_options: dict, latent: Tensor) -> dict:
         """The reference sees the weights (LoRA included) but no other patch, wrapper or control of the main pass."""
-        dropped = ("patches", "patches_replace", "wrappers", "callbacks", OVERRIDE)
-        options = {k: v for k, v in transformer_options.items() if k not in dropped}
+        options = {k: v for k, v in transformer_options.items() if k not in DROPPED}
         return {**options, CAPTURE: self, LATENT: latent.shape}
 
     def reading(self, place: Place, tokens: ImageTokens, options: dict) -> dict:
@@ -121,15 +123,27 @@ def text_of(context: Tensor) -> slice:
     return slice(first, context.shape[1])
 
 
-def as_input(latent: Tensor, x: Tensor) -> Tensor:
-    """The reference as the model's input; for an inpainting model with an empty mask and itself as the picture behind it."""
-    channels = x.shape[1]
-    if channels == latent.shape[1]:
-        return latent.to(x)
-    if channels == 2 * latent.shape[1] + 1:
-        return torch.cat([latent, torch.zeros_like(latent[:, :1]), latent], dim=1).to(x)
+def as_input(model, raw: Tensor) -> Tensor:
+    """A photo's latent, as the VAE gives it, as the model's input (the host's BaseModel).
+
+    For an inpainting model with an empty mask and itself as the picture behind it; for pix2pix, itself as the picture to edit.
+    """
+    config, own = model.model_config.unet_config, model.latent_format.latent_channels
+    if raw.shape[1] != own:
+        raise ValueError(
+            f"Encode the reference with the model's own VAE.\nIt has {raw.shape[1]} latent channels and the model's have {own}."
+        )
+    latent = model.process_latent_in(raw)
+    channels = config["in_channels"] if "model_channels" in config else own
+    if channels == own:
+        return latent
+    if channels == 2 * own + 1:
+        return torch.cat([latent, torch.zeros_like(latent[:, :1]), latent], dim=1)
+    if isinstance(model, comfy.model_base.IP2P):
+        return torch.cat([latent, model.process_ip2p_image_in(raw)], dim=1)
     raise ValueError(
-        f"The reference has {latent.shape[1]} latent channels and this model takes {channels}: encode it with the model's own VAE."
+        "Load a model that draws, inpaints or edits (pix2pix).\n"
+        f"{type(model.model_config).__name__} takes {channels} channels, which ViCo cannot fill from a photo."
     )
 
 

@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 
 from ...vico_core import check_prompt
 from ..host.sockets import ConceptSocket, ReferenceSocket
+from .attach import ApplySettings, trigger_word
 from .capture import AUTOMATIC, GIVEN
 from .seen import capture_masks, masks_on_photo
 
@@ -29,6 +30,9 @@ class ViCoMaskPreview(io.ComfyNode):
                 io.Combo.Input("mask", options=[AUTOMATIC, GIVEN],
                     tooltip="automatic: as found by the trigger word's attention. given: the reference's own mask, on "
                     "each place's grid."),
+                io.String.Input("trigger", default="", optional=True, advanced=True,
+                    tooltip="The word that stands for the object in the prompt, as in Apply ViCo. Empty: the concept's "
+                    "own."),
             ],
             outputs=[
                 io.Image.Output("overlay", display_name="overlay",
@@ -38,9 +42,10 @@ class ViCoMaskPreview(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, clip, concept, reference, prompt, percent, mask) -> io.NodeOutput:
-        check_prompt(prompt, concept.placeholder)
-        captures = capture_masks(model, clip, concept, reference, prompt, percent, mask)
+    def execute(cls, model, clip, concept, reference, prompt, percent, mask, trigger="") -> io.NodeOutput:
+        check_prompt(prompt, trigger_word(trigger, concept))
+        settings = ApplySettings(mask=mask, trigger=trigger, cache_mb=0)
+        captures = capture_masks(model, clip, concept, reference, settings, prompt, percent)
         size = reference.photos[0].image.shape[:2]
         seen = [part for pair in zip(captures, reference.photos, strict=True) for part in masks_on_photo(*pair, size)]
         overlay, masks = (torch.stack(parts) for parts in zip(*seen, strict=True))

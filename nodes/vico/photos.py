@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...vico_core import FeatureBank
 from ...vico_core.photos import resize, size_of_area
+from .masks import as_masks, is_stand_in
 
 SMALLEST_SIDE = 32  # pixels of a reference picture
 
@@ -26,6 +27,14 @@ class Reference:
 
     photos: list[Photo]
     bank: FeatureBank = field(default_factory=FeatureBank)
+
+
+def reference_masks(mask: Tensor | None, invert: bool) -> Tensor | None:
+    """The masks of a reference's pictures [B, H, W], white where the object is; none where LoadImage had none to give."""
+    masks = as_masks(mask, "reference's mask")
+    if masks is None or is_stand_in(masks):
+        return None
+    return 1 - masks if invert else masks
 
 
 def check_reference(image, mask) -> None:

@@ -177,7 +177,7 @@ def why_missing(word: str, positive: list[dict], own: dict) -> str:
         return f'Connect the positive prompt itself.\nIt is zeroed out, so the trigger word "{word}" is not in it.'
     if any(r is not None for c in positive for r in own[c["uuid"]]):
         return (
-            f'Write "{word}" where the object should appear, as a word of its own.\n'
+            f'Write "{word}" where the object should appear.\n'
             f'No prompt contains the trigger word "{word}" of this ViCo concept.'
         )
     return (

@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..host.sockets import ReferenceSocket
-from .photos import Reference, check_reference, encode_photo, mask_of
+from .masks import as_images
+from .photos import Reference, check_reference, encode_photo, mask_of, reference_masks
 
 
 class ViCoReference(io.ComfyNode):
@@ -21,12 +22,16 @@ class ViCoReference(io.ComfyNode):
                     tooltip="A photo of the object; any size and aspect. A batch gives several photos of the same "
                     "object."),
                 io.Mask.Input("mask", optional=True,
-                    tooltip="Where the object is (white). Used when Apply ViCo's mask is 'given'."),
+                    tooltip="Where the object is (white). Used when Apply ViCo's mask is 'given'. Load Image's mask is "
+                    "white where a PNG is transparent: switch invert_mask on for a cut-out object."),
                 ReferenceSocket.Input("more", optional=True,
                     tooltip="Another ViCo Reference of the same object; their photos are looked at side by side."),
                 io.Int.Input("size", default=512, min=64, max=2048, step=64,
                     tooltip="The photo is scaled, aspect kept, to about size × size pixels: the size that the model "
                     "was trained at. Larger sees more detail and costs more."),
+                io.Boolean.Input("invert_mask", default=False, optional=True,
+                    tooltip="The mask is white where the object is not, as Load Image gives it for a PNG whose "
+                    "background is transparent."),
             ],
             outputs=[
                 ReferenceSocket.Output("reference",
@@ -36,7 +41,8 @@ class ViCoReference(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, vae, image, size, mask=None, more=None) -> io.NodeOutput:
-        check_reference(image, mask)
-        photos = [encode_photo(vae, picture[..., :3], mask_of(mask, i), size) for i, picture in enumerate(image)]
+    def execute(cls, vae, image, size, mask=None, more=None, invert_mask=False) -> io.NodeOutput:
+        images, masks = as_images(image, "reference picture"), reference_masks(mask, invert_mask)
+        check_reference(images, masks)
+        photos = [encode_photo(vae, picture, mask_of(masks, i), size) for i, picture in enumerate(images)]
         return io.NodeOutput(Reference((more.photos if more else []) + photos))

@@ -16,9 +16,9 @@ from .trigger import with_trigger
 DARK = 0.25  # brightness of what is left out
 
 
-def capture_masks(model, clip, concept, reference, prompt, percent, mask) -> list[Capture]:
+def capture_masks(model, clip, concept, reference, settings: ApplySettings, prompt, percent) -> list[Capture]:
     """Runs one step at the given moment of the sampling and returns every photo's Capture."""
-    subject = make_subject(model, clip, concept, reference, ApplySettings(mask=mask, cache_mb=0))
+    subject = make_subject(model, clip, concept, reference, settings)
     captured = []
     subject.on_masks = captured.extend
     clip, model = with_trigger(clip, subject.trigger), attach(model, subject)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ...train_core import LocalEngine, LoopSettings, StepReport, Training, TrainingDiverged, read_state, train
 from ...train_core.engine import AUTOCAST_DTYPES
-from ...vico_core import ViCoConcept
+from ...vico_core import ViCoConcept, base_hash
 from ...vico_core.templates import TEMPLATES
 from ...vico_core.training import (
     ATTENTION_LR,
@@ -94,8 +94,10 @@ def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say) -
     if finished := files.finished(asked.settings.steps):
         return finished
 
+    base = base_hash(session.streams.unet.named_parameters())
+
     def concept_now(step: int) -> ViCoConcept:
-        return describe(session.trained.concept(), step, identity["model"], asked.settings, pictures)
+        return describe(session.trained.concept(), step, base, asked.settings, pictures)
 
     keep_lost(files, session.trained, concept_now)
     watch = Watch(say, asked.options.preview_every, make_preview(session, vae, photos, pictures, asked.preview_prompts))
@@ -191,10 +193,10 @@ def identity_of(session: Session, vae, pictures, asked: TrainingRun) -> dict:
     }
 
 
-def describe(concept: ViCoConcept, step: int, base_hash: str, settings: TrainSettings, pictures) -> ViCoConcept:
+def describe(concept: ViCoConcept, step: int, base: str, settings: TrainSettings, pictures) -> ViCoConcept:
     """The concept with what its file says of its making."""
     concept.placeholder, concept.initialiser = settings.placeholder, settings.initialiser
-    concept.base_hash, concept.step = base_hash, step
+    concept.base_hash, concept.step = base, step
     concept.settings, concept.thumbnail = asdict(settings), thumbnail(pictures[0])
     return concept
 

@@ -1,20 +1,23 @@
 """One Apply ViCo while a model samples: the reference pass, its features, and image attention at the places."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import comfy.model_patcher
 import torch
-import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
+from comfy.utils import repeat_to_batch_size
 from einops import rearrange
 from torch import Tensor
 
 from ...vico_core import ImageAttention, Place
 from ...vico_core.reference import Features
 from ..host.families.image_tokens import LATENT, ImageTokens
-from .capture import Capture, LastPlaceReached, as_input, text_of
+from .capture import Capture, LastPlaceReached, text_of
+from .forward_key import forward_key
+from .masks import resized, tile_of
 from .photos import Reference
 from .places import module_name
 from .prompts import Prompts, find_prompts
@@ -26,13 +29,16 @@ from .trigger import Trigger
 class Run:
     """What one sampling knows.
 
-    prompts: their mask columns, None where they name other subjects only; patcher: whose weights are on; areas: the part that each prompt covers (None: all).
+    prompts: their mask columns, None where they name other subjects only; patcher: whose weights are on; sigmas: first and last; areas: the part that each prompt covers (None: all);
+    whole: the noisy latent; weights: the effect mask over each row of what the model is given now, at the latent's size.
     """
 
     prompts: Prompts | None
     patcher: object
+    sigmas: tuple[float, float] = (math.inf, 0.0)
     areas: dict = field(default_factory=dict)
-    size: tuple[int, int] = (0, 0)
+    whole: Tensor | None = None
+    weights: Tensor | None = None
 
 
 @dataclass
@@ -45,7 +51,7 @@ class Subject:
     places: list[Place]
     tokens: dict[str, ImageTokens]  # the picture's, at each place
     strengths: dict[str, float]
-    sigmas: tuple[float, float]
+    percents: tuple[float, float]  # of the sampling: start, end
     mask_source: str
     effect_mask: Tensor | None
     reference: Reference
@@ -61,13 +67,16 @@ class Subject:
     def active_places(self) -> list[Place]:
         return [place for place in self.places if self.strengths[place.name] != 0]
 
-    def is_active(self, sigma: float) -> bool:
-        start, end = self.sigmas
-        return end <= sigma <= start and bool(self.active_places)
+    def is_active(self, run: Run, sigma: float) -> bool:
+        start, end = run.sigmas
+        return run.prompts is not None and end <= sigma <= start and bool(self.active_places)
 
     def on_sample(self, executor, *args, **kwargs):
         guider = executor.class_obj
-        run = Run(find_prompts(guider.conds, self.trigger, self.others(guider.model_patcher)), guider.model_patcher)
+        patcher = guider.model_patcher
+        sampling = patcher.get_model_object("model_sampling")  # now: a node after Apply ViCo may have changed it
+        sigmas = tuple(float(sampling.percent_to_sigma(percent)) for percent in self.percents)
+        run = Run(find_prompts(guider.conds, self.trigger, self.others(patcher)), patcher, sigmas)
         guider.model_options["transformer_options"][self.key] = run
         self.reference.bank.begin_run()
         return executor(*args, **kwargs)
@@ -81,17 +90,19 @@ class Subject:
     def on_prompts(self, executor, model, conds, x_in, timestep, model_options):
         run = model_options["transformer_options"][self.key]
         run.areas = {c["uuid"]: c.get("area") for part in conds for c in part or []}
-        run.size = tuple(x_in.shape[-2:])
+        run.whole = x_in
         return executor(model, conds, x_in, timestep, model_options)
 
     @torch.compiler.disable(recursive=False)
     def on_forward(self, executor, *args, **kwargs):
         call = Call.of(executor.original, args, kwargs)
-        prompts = call.options[self.key].prompts
-        if prompts is not None and self.is_active(float(call.options["sigmas"][0])):
+        run = call.options[self.key]
+        if self.is_active(run, float(call.options["sigmas"][0])):
             repeats = not any(tokens.joint for tokens in self.tokens.values())
-            rows = distinct_rows(call, prompts, repeats)
+            rows = distinct_rows(call, run.prompts, repeats)
             seen = {self.key + ".features": self.features(call, rows), LATENT: call.x.shape}
+            if self.effect_mask is not None:
+                run.weights = self.mask_rows(run, call.x, call.options)
             return call.on(executor, call.options | seen)
         return executor(*args, **kwargs)
 
@@ -99,10 +110,9 @@ class Subject:
         """[(rows of x, their features)]: from the bank, and by one reference pass for all that it lacks."""
         x, run = call.x, call.options[self.key]
         names = tuple(place.name for place in self.active_places)
-        weights = run.patcher.patches_uuid
-        keys = {k: (k, self.mask_source, names, weights, x.dtype) for k in rows}
-        # Hooks (a LoRA on a schedule) change the weights from step to step without the uuid telling: nothing is kept then.
-        budget = self.budget if run.patcher.current_hooks is None else 0
+        model = forward_key(run.patcher)
+        keys = {k: (k, self.mask_source, names, model, x.dtype) for k in rows}
+        budget = self.budget if model is not None else 0
         found = {k: self.reference.bank.get(keys[k], x.device) if budget else None for k in rows}
         missing = [k for k in rows if found[k] is None]
         if missing:
@@ -127,7 +137,7 @@ class Subject:
 
     def capture(self, call: Call, latent, photo, rows: list[Row]) -> "Capture":
         capture = Capture(self.active_places, [row.columns for row in rows], self.mask_source, photo.mask)
-        x_ref = as_input(latent, call.x)
+        x_ref = latent.to(call.x)
         for i, row in enumerate(rows):
             capture.rows, capture.text = [i], text_of(row.conditions["context"])
             options = {"transformer_options": capture.options(call.options, x_ref)}
@@ -148,17 +158,28 @@ class Subject:
             return torch.lerp(x, out, self.weights(x, place, transformer_options) * strength)
         return out if strength == 1 else torch.lerp(x, out, strength)
 
+    def mask_rows(self, run: Run, x: Tensor, transformer_options: dict) -> Tensor:
+        """The effect mask over each row of x [B, h, w], cut to the part of the picture that its prompt covers, or its tile."""
+        uuids, size = transformer_options["uuids"], run.whole.shape[-2:]
+        full = repeat_to_batch_size(resized(self.effect_mask, size), run.whole.shape[0])  # [B, H, W]
+        parts = [cut(full, run.areas.get(uuid)) for uuid in uuids]
+        if parts[0].shape[-2:] == x.shape[-2:]:
+            return torch.cat(parts)
+        sampling, sigma = run.patcher.get_model_object("model_sampling"), transformer_options["sigmas"]
+        whole = sampling.calculate_input(sigma, run.whole).to(x.dtype).flatten(1, -3)  # what the model is given of it
+        tiles = [tile_of(whole, tile.flatten(0, -3)[: whole.shape[1]]) for tile in x]
+        if None in tiles:
+            raise ValueError(
+                "Take the effect mask off Apply ViCo, or the node that draws in tiles.\nIts tiles cannot be found in the picture."
+            )
+        height, width = x.shape[-2:]
+        return torch.stack([full[row, top : top + height, left : left + width] for row, top, left in tiles])
+
     def weights(self, x: Tensor, place: Place, transformer_options: dict) -> Tensor:
-        """The effect mask at this place's tokens [B, N, 1], cut to the part of the picture that each prompt covers."""
-        run, grid = transformer_options[self.key], self.tokens[place.name].grid(transformer_options)
-        full = F.interpolate(
-            self.effect_mask[None, :1].float(), size=run.size, mode="bilinear"
-        )  # [1, 1, H, W] of the latent
-        uuids = transformer_options["uuids"]
-        parts = [F.interpolate(cut(full, run.areas[u]), size=grid, mode="area") for u in uuids]
-        tokens = rearrange(torch.cat(parts), "prompts 1 h w -> prompts (h w) 1")
-        frames = x.shape[1] // tokens.shape[1]
-        return tokens.repeat(1, frames, 1).repeat_interleave(x.shape[0] // len(uuids), 0).to(x)
+        """The effect mask at this place's tokens [B, N, 1]."""
+        grid = self.tokens[place.name].grid(transformer_options)
+        tokens = rearrange(resized(transformer_options[self.key].weights, grid), "b h w -> b (h w) 1")
+        return tokens.repeat(1, x.shape[1] // tokens.shape[1], 1).to(x)
 
 
 def attended(module: ImageAttention, x: Tensor, kept: list[tuple[list[int], Tensor]]) -> Tensor:

@@ -13,6 +13,7 @@ from ...vico_core.photos import resize
 from ...vico_core.training import Photos
 from ..host.copies import as_a_node
 from ..host.pictures import to_pictures
+from .masks import as_images, as_masks, is_stand_in
 from .photos import SMALLEST_SIDE
 
 THUMBNAIL = 256  # pixels
@@ -27,9 +28,12 @@ class Picture:
 
 
 def flatten_pictures(photos: list, masks: list | None) -> list[Picture]:
-    """Batches [B, H, W, 3 or 4] of any sizes, and their masks, as single pictures. ValueError for what cannot be learnt from."""
-    images = [image[..., :3].float().cpu() for batch in photos for image in batch]
-    areas = [mask.float().cpu() for batch in masks for mask in batch] if masks else [None] * len(images)
+    """Batches of any sizes and their masks, in the host's forms, as single pictures. ValueError for what cannot be learnt from."""
+    images = [image for batch in photos for image in as_images(batch, "batch of photos")]
+    given = [as_masks(batch, "masks") for batch in masks or []]
+    areas = [mask for batch in given for mask in batch]
+    if all(map(is_stand_in, given)):
+        areas = [None] * len(images)
     if len(areas) != len(images):
         raise ValueError(
             f"Connect one mask a photo, or none at all.\nThere are {len(images)} photos and {len(areas)} masks."
