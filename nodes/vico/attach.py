@@ -10,7 +10,7 @@ from torch import Tensor
 from ...vico_core import Place, ViCoConcept, feature_bytes
 from ..host.families.image_tokens import LATENT, ImageTokens
 from .capture import AUTOMATIC, CAPTURE, GIVEN
-from .photos import Reference
+from .photos import Reference, with_axes_of
 from .places import layout_of, load_modules, shape_at, share, tokens_of
 from .subject import Subject
 from .trigger import identity_of, make_trigger
@@ -73,13 +73,6 @@ def parse_factors(text: str, count: int) -> list[float]:
     if len(factors) != count:
         raise ValueError(f"place_strengths has {len(factors)} numbers; this model has {count} places.")
     return factors
-
-
-def with_axes_of(model, latent: Tensor) -> Tensor:
-    """The VAE's latent as the model takes it: [1, C, h, w], or [1, C, 1, h, w] where the model has frames."""
-    if model.model.latent_format.latent_dimensions == 3:
-        return latent if latent.ndim == 5 else latent.unsqueeze(2)
-    return latent if latent.ndim == 4 else latent[:, :, 0]
 
 
 def attach(model, subject: Subject):

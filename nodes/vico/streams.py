@@ -147,6 +147,7 @@ class HostStreams:
         self.trigger = make_trigger(clip, KEY, placeholder, dict(trained.words))
         self.clip = with_word(clip, self.trigger)
         self.tokens: dict[str, dict] = {}
+        self.encoded: dict[str, tuple] = {}
         wanted = {place.name for place in trained.places}
         self.places = [place for place in possible_places(self.unet) if place.name in wanted]
         self.image_tokens = {place.name: tokens_of(self.unet, place) for place in self.places}
@@ -201,11 +202,18 @@ class HostStreams:
         kept = [(rows, of_row[place.name]) for rows, of_row in transformer_options[FEATURES]]
         return self.modules[module_name(place)].forward_kept(x, kept)
 
+    def encode_once(self, captions: list[str]) -> None:
+        """Where the word is not learnt: all captions, by the host's CLIP as a node would, so that it can go afterwards."""
+        with torch.inference_mode():
+            self.clip.load_model()
+            encoded = {caption: encode_loaded(self.clip, self.clip.tokenize(caption)) for caption in captions}
+        self.encoded = {caption: tuple(map(ordinary, parts)) for caption, parts in encoded.items()}
+
     def encode(self, caption: str, x: Tensor) -> Caption:
-        """A caption through the text encoder, with its gradient to the word."""
+        """A caption through the text encoder, with its gradient to the word where that is learnt."""
         if caption not in self.tokens:
             self.tokens[caption] = self.clip.tokenize(caption)
-        encoded = encode_loaded(self.clip, self.tokens[caption])
+        encoded = self.encoded.get(caption) or encode_loaded(self.clip, self.tokens[caption])
         columns = columns_of(self.clip.cond_stage_model, self.tokens[caption], encoded, self.trigger)
         return Caption(self.conditions(*encoded, x=x), list(columns.trigger), [columns.end_of_text])
 
@@ -227,6 +235,13 @@ def joined(parts: list[Predicted], groups: list[list[int]]) -> Predicted:
         tuple(torch.cat(side)[order.to(side[0].device)] for side in zip(*place, strict=True)) for place in of_places
     ]
     return Predicted(prediction[order.to(prediction.device)], maps)
+
+
+def ordinary(value):
+    """What a text encoder gave under inference mode, as tensors that training may use."""
+    if isinstance(value, dict):
+        return {name: ordinary(part) for name, part in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def encode_loaded(clip: comfy.sd.CLIP, tokens: dict) -> tuple[Tensor, Tensor | None, dict]:
