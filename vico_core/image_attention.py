@@ -90,6 +90,13 @@ class ImageAttention(nn.Module):
         x = x + seen
         return x + self.ff(self.norm3(x))
 
+    @torch.no_grad()
+    def begin_as_identity(self) -> None:
+        """Zeroes what each residual adds."""
+        for last in (self.attn1.to_out[0], self.attn2.to_out[0], self.ff.net[2]):
+            last.weight.zero_()
+            last.bias.zero_()
+
     def attend_self(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
         return x + self.attn1(normed, normed)

@@ -39,20 +39,34 @@ def seeded(seed: int):
 
 
 class TrainedConcept(nn.Module):
-    """All that is trained: image attention at the places, and the word's vector {text encoder: [1, width]}, in float32."""
+    """All that is trained: image attention at the places, and the word's vector {text encoder: [1, width]}, in float32.
 
-    def __init__(self, places: list[PlaceShape], words: dict[str, Tensor], seed: int = 0):
+    learn_word: False keeps the word's vector as it starts. zero_init: image attention begins as the identity (its output
+    projections are zero), and not as the paper's, which disturbs the model at first.
+    """
+
+    def __init__(
+        self,
+        places: list[PlaceShape],
+        words: dict[str, Tensor],
+        seed: int = 0,
+        learn_word: bool = True,
+        zero_init: bool = False,
+    ):
         super().__init__()
         with seeded(seed):
             blocks = {p.name.replace(".", "_"): ImageAttention(p.dim, p.heads, p.dim_head) for p in places}
+        for block in blocks.values() if zero_init else ():
+            block.begin_as_identity()
         self.places = places
         self.image_attention = nn.ModuleDict(blocks)
-        self.words = nn.ParameterDict({encoder: vector.detach().float().clone() for encoder, vector in words.items()})
+        vectors = {encoder: nn.Parameter(v.detach().float().clone(), learn_word) for encoder, v in words.items()}
+        self.words = nn.ParameterDict(vectors)
 
     def groups(self, word_lr: float = WORD_LR, attention_lr: float = ATTENTION_LR) -> list[dict]:
         """The optimiser's parameter groups: the word learns much faster than image attention."""
         groups = [
-            {"params": list(self.words.values()), "lr": word_lr},
+            {"params": [vector for vector in self.words.values() if vector.requires_grad], "lr": word_lr},
             {"params": list(self.image_attention.parameters()), "lr": attention_lr},
         ]
         return [group for group in groups if group["params"]]

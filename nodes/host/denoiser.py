@@ -83,7 +83,7 @@ class ModelDenoiser:
         return torch.cat(answers)[order.argsort()]
 
     def _answer(self, x_t: Tensor, timestep: Tensor, context: dict) -> Tensor:
-        conds = {name: self._read(value, x_t.device) for name, value in context.items()}
+        conds = {name: self.read(value, x_t.device) for name, value in context.items()}
         cross_attn = conds.pop("c_crossattn", None)
         return self.model.diffusion_model(
             x_t.to(self.dtype),
@@ -93,7 +93,7 @@ class ModelDenoiser:
             **conds,
         ).float()
 
-    def _read(self, value, device: torch.device):
+    def read(self, value, device: torch.device):
         """A condition as the model reads it: integers (Anima's t5xxl_ids) and constants (Lumina's num_tokens) as they are."""
         if not isinstance(value, Tensor):
             return value

@@ -12,7 +12,7 @@ from ...vico_core import Place, ViCoConcept, base_hash, feature_bytes, same_base
 from ..host.families.image_tokens import LATENT, ImageTokens
 from .capture import AUTOMATIC, CAPTURE, GIVEN, as_input
 from .masks import as_masks, is_stand_in
-from .photos import Reference
+from .photos import Reference, with_axes_of
 from .places import layout_of, load_modules, shape_at, share, tokens_of
 from .subject import Subject
 from .trigger import identity_of, make_trigger
@@ -93,13 +93,6 @@ def parse_factors(text: str, count: int) -> list[float]:
             f"Write {count} place_strengths, or one for all.\nplace_strengths has {len(factors)} numbers; this model has {count} places."
         )
     return factors
-
-
-def with_axes_of(model, latent: Tensor) -> Tensor:
-    """The VAE's latent as the model takes it: [1, C, h, w], or [1, C, 1, h, w] where the model has frames."""
-    if model.model.latent_format.latent_dimensions == 3:
-        return latent if latent.ndim == 5 else latent.unsqueeze(2)
-    return latent if latent.ndim == 4 else latent[:, :, 0]
 
 
 def attach(model, subject: Subject):

@@ -45,7 +45,8 @@ def kept_bytes(streams: HostStreams, side: int, caption: str) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # kept whole, an operation's own output would hold the graph that holds it, for ever
 
-    shape = (1, streams.model.latent_format.latent_channels, side, side)
+    frames = (1,) if streams.model.latent_format.latent_dimensions == 3 else ()
+    shape = (1, streams.model.latent_format.latent_channels, *frames, side, side)
     latent = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(streams.engine.device)
     t = torch.zeros(1, dtype=torch.long, device=streams.engine.device)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

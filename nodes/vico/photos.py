@@ -57,3 +57,10 @@ def encode_photo(vae, picture, mask, size: int) -> Photo:
     width, height = size_of_area(picture.shape[1], picture.shape[0], size)
     picture = resize(picture, width, height)
     return Photo(vae.encode(picture[None]), picture, mask)
+
+
+def with_axes_of(model, latent: Tensor) -> Tensor:
+    """The VAE's latent as the model takes it: [1, C, h, w], or [1, C, 1, h, w] where the model has frames."""
+    if model.model.latent_format.latent_dimensions == 3:
+        return latent if latent.ndim == 5 else latent.unsqueeze(2)
+    return latent if latent.ndim == 4 else latent[:, :, 0]

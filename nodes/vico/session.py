@@ -2,8 +2,7 @@
 
 import gc
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import comfy.model_management
 import comfy.model_patcher
@@ -24,7 +23,8 @@ from ...vico_core.training import (
     TrainedConcept,
     ViCoObjective,
 )
-from ..host.copies import as_a_node, load_for_training, model_hash, training_copy, training_mode
+from ..host.copies import as_a_node, model_hash, training_mode
+from ..host.frozen import Frozen, borrowed, patched_hash
 from ..host.options import TrainingOptions
 from ..host.pictures import strip, to_pictures
 from ..host.progress import Watch
@@ -33,13 +33,16 @@ from .capture import AUTOMATIC, GIVEN
 from .drawing import draw_with_concept
 from .memory import estimate
 from .photos import Photo, Reference
-from .places import places_of
+from .places import known_family, places_of, share
 from .runs import Outcome, RunFiles
 from .streams import HostStreams, checkpointed, training_clip
 from .training_photos import Picture, encode_photos, pictures_hash, thumbnail
 from .trigger import start_words
 
 PREVIEW = Sampling(steps=20)
+FLOW_PREVIEW = Sampling("euler", "simple", 20, 4.0)
+LARGE_ENCODER = 1_000_000_000  # parameters above which a word is not learnt unless asked for
+AUTOMATIC_WORD, LEARNT, FIXED = "automatic", "learnt", "fixed to the initialiser"
 # What ends a run early without losing what was learnt: the user, and a loss that is no number any more.
 STOPS = (comfy.model_management.InterruptProcessingException, TrainingDiverged)
 
@@ -59,6 +62,10 @@ class TrainSettings:
     size: int = 512
     detach_reference: bool = False
     captions: tuple[str, ...] = ()  # none: the paper's templates
+    word: str = (
+        AUTOMATIC_WORD  # learnt, or fixed to the initialiser; automatic: learnt where the text encoder is not large
+    )
+    zero_init: bool = False  # image attention begins as the identity
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ def train_concept(model, clip, vae, pictures: list[Picture], asked: TrainingRun,
 def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say) -> Outcome:
     with torch.no_grad():
         photos = encode_photos(vae, model, pictures, asked.settings.size)
+    asked = replace(asked, settings=replace(asked.settings, word=word_of(asked.settings.word, clip)))
     session = start_session(model, clip, asked)
     identity = identity_of(session, vae, pictures, asked)
     files = RunFiles(asked.name, identity)
@@ -97,7 +105,8 @@ def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say) -
     base = base_hash(session.streams.unet.named_parameters())
 
     def concept_now(step: int) -> ViCoConcept:
-        return describe(session.trained.concept(), step, base, asked.settings, pictures)
+        concept = describe(session.trained.concept(), step, base, asked.settings, pictures)
+        return replace(concept, family=known_family(session.patcher.model))
 
     keep_lost(files, session.trained, concept_now)
     watch = Watch(say, asked.options.preview_every, make_preview(session, vae, photos, pictures, asked.preview_prompts))
@@ -116,28 +125,46 @@ def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say) -
 
 @dataclass(frozen=True)
 class Session:
-    """The copies of the model and of its CLIP that a training works on, and what it learns."""
+    """What a training works on and what it learns.
+
+    patcher: the user's own model; text: a copy of its CLIP where the word is learnt, else the CLIP; frozen: holds them while
+    they are trained beside.
+    """
 
     patcher: comfy.model_patcher.ModelPatcher
     text: comfy.sd.CLIP
     trained: TrainedConcept
     streams: HostStreams
     engine: LocalEngine
+    frozen: Frozen
 
-    @property
-    def patchers(self) -> list:
-        return [self.patcher, self.text.patcher]
+
+def word_of(word: str, clip: comfy.sd.CLIP) -> str:
+    """Whether the word is learnt: beside a large text encoder, only when asked for."""
+    if word != AUTOMATIC_WORD:
+        return word
+    size = sum(weight.numel() for weight in clip.cond_stage_model.parameters())
+    return FIXED if size > LARGE_ENCODER else LEARNT
 
 
 def start_session(model, clip, asked: TrainingRun) -> Session:
     settings, options = asked.settings, asked.options
-    patcher, text = training_copy(model, AUTOCAST_DTYPES.get(options.precision, torch.float32)), training_clip(clip)
-    load_for_training([patcher, text.patcher])
-    shapes, words = places_of(patcher.model)[1], start_words(text, settings.initialiser)
-    trained = TrainedConcept(shapes, words, settings.seed).to(patcher.load_device)
+    learn = settings.word == LEARNT
+    patcher = borrowed(model, AUTOCAST_DTYPES.get(options.precision, torch.float32))
+    text = training_clip(clip) if learn else clip
+    shapes, words = places_of(patcher.model)[1], start_words(clip, settings.initialiser)
+    trained = TrainedConcept(shapes, words, settings.seed, learn, settings.zero_init).to(patcher.load_device)
     engine = LocalEngine(patcher.load_device, options.precision, options.accumulation)
     streams = HostStreams(patcher, text, trained, settings.placeholder, engine, settings.detach_reference)
-    return Session(patcher, text, trained, streams, engine)
+    if not learn:
+        streams.encode_once(captions_of(settings))
+    sparing = [lambda: checkpointed(streams.unet)] if options.checkpointing else []
+    frozen = Frozen([patcher, text.patcher] if learn else [patcher], within=sparing)
+    return Session(patcher, text, trained, streams, engine, frozen)
+
+
+def captions_of(settings: TrainSettings) -> list[str]:
+    return list(settings.captions) or [template.format(settings.placeholder) for template in TEMPLATES]
 
 
 def run_steps(
@@ -146,7 +173,7 @@ def run_steps(
     """The steps themselves, by train_core's loop; goes on from the newest state."""
     settings, options = asked.settings, asked.options
     trained, streams, engine = session.trained, session.streams, session.engine
-    captions = settings.captions or [template.format(settings.placeholder) for template in TEMPLATES]
+    captions = captions_of(settings)
     draws = Draws(photos, captions, len(streams.schedule), settings.batch_size, settings.seed, engine.device)
     optimizer = engine.prepare(trained.optimizer(settings.word_lr, settings.attention_lr))
     objective = ViCoObjective(streams, settings.regularization)
@@ -157,8 +184,12 @@ def run_steps(
             files.keep(concept_now(report.step))
         watch.step(report)
 
-    with checkpointed(streams.unet) if options.checkpointing else nullcontext():
-        watch.say(estimate(streams, trained, captions[0], settings.size, settings.batch_size, options.checkpointing))
+    with session.frozen:
+        part = share(trained.places, streams.unet)
+        watch.say(
+            f"Image attention at {len(trained.places)} places, {part:.1%} of the model.\n"
+            + estimate(streams, trained, captions[0], settings.size, settings.batch_size, options.checkpointing)
+        )
         watch.begin(settings.steps)
         return train(objective, draws, trained, optimizer, loop, engine, on_step, files.states, STOPS)
 
@@ -180,7 +211,7 @@ def identity_of(session: Session, vae, pictures, asked: TrainingRun) -> dict:
     if options.decay == "constant":
         del fixed["steps"]
     return {
-        "model": model_hash(session.streams.unet),
+        "model": patched_hash(session.patcher),
         "text encoder": model_hash(session.text.patcher.model),
         "layer": session.text.layer_idx,
         "vae": model_hash(vae.first_stage_model),
@@ -214,8 +245,9 @@ def make_preview(session: Session, vae, photos: Photos, pictures: list[Picture],
         concept = session.trained.concept()
         concept.placeholder = session.streams.trigger.word
         parts = (session.patcher, session.text, vae, concept, reference)
-        pixels = as_a_node(draw_with_concept, *parts, prompts, [0], PREVIEW, source)
-        load_for_training(session.patchers)
-        return to_pictures(strip(pixels))[0]
+        sampling = FLOW_PREVIEW if session.streams.prediction == "flow" else PREVIEW
+        with session.frozen.given_back():
+            pixels = as_a_node(draw_with_concept, *parts, prompts, [0], sampling, source)
+        return to_pictures(strip(pixels.flatten(0, -4)))[0]
 
     return preview

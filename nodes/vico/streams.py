@@ -6,24 +6,27 @@ The frozen weights get none. The reference stream ends after the last place; ima
 import contextlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import comfy.model_patcher
 import comfy.sd
-import comfy.utils
 import torch
 from comfy.clip_model import CLIPLayer
-from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.utils import get_attr
 from torch import Tensor
 
-from ...train_core import Engine, gradient_checkpointing
-from ...vico_core import Place, object_mask, read_columns, text_attention
+from ...train_core import Engine, cat_contexts, gradient_checkpointing
+from ...vico_core import Place, object_mask, read_columns
 from ...vico_core.training import Batch, Predicted, TrainedConcept
 from ..host.copies import own_weights
-from ..host.denoiser import ModelDenoiser
+from ..host.denoiser import ModelDenoiser, alike, graded_attention
+from ..host.families import transformer_blocks
+from ..host.families.image_tokens import LATENT, ImageTokens
 from .attach import image_attended
-from .capture import AUTOMATIC, Capture, LastPlaceReached, tokens_under
-from .places import module_name, places_of
+from .capture import AUTOMATIC, OVERRIDE, Capture, LastPlaceReached, text_of, tokens_under
+from .places import module_name, possible_places, tokens_of
 from .trigger import columns_of, make_trigger, with_word
 
 KEY = "vico-training"  # the subject that is being trained
@@ -50,24 +53,19 @@ def keep_residuals(text_encoder: torch.nn.Module) -> None:
                 norm.register_forward_pre_hook(lambda module, args: (args[0].clone(),))
 
 
-def spatial_blocks(unet: torch.nn.Module) -> list[torch.nn.Module]:
-    """The blocks that are worth computing twice where memory is short."""
-    return [m for m in unet.modules() if type(m).__name__ in ("BasicTransformerBlock", "ResBlock")]
-
-
 @contextmanager
-def checkpointed(unet: torch.nn.Module) -> Iterator[None]:
-    """Gradient checkpointing for a U-Net whose blocks read transformer_options: each keeps those of its own moment."""
-    blocks = spatial_blocks(unet)
-    with gradient_checkpointing(blocks):
+def checkpointed(network: torch.nn.Module) -> Iterator[None]:
+    """Gradient checkpointing for blocks that read transformer_options: each keeps those of its own moment."""
+    blocks = transformer_blocks(network)
+    convolutions = [module for module in network.modules() if isinstance(module, ResBlock)]
+    with gradient_checkpointing([*blocks, *convolutions]):
         for block in blocks:
-            if type(block).__name__ == "BasicTransformerBlock":
-                block.forward = partial(with_own_options, block.forward)
+            block.forward = partial(with_own_options, block.forward)
         yield
 
 
-def with_own_options(forward, x, context=None, transformer_options=None):
-    return forward(x, context=context, transformer_options=dict(transformer_options))
+def with_own_options(forward, *args, transformer_options, **kwargs):
+    return forward(*args, transformer_options=dict(transformer_options), **kwargs)
 
 
 @contextmanager
@@ -85,11 +83,6 @@ def replaced_forwards(blocks: Iterable[torch.nn.Module], forwards: Iterable) -> 
                 block.forward = own
 
 
-def graded_attention(plain, *args, **kwargs) -> Tensor:
-    """torch's own attention: it has a backward pass, which the host's choice for pictures need not have, and no N × N matrix."""
-    return attention_pytorch(*args, **kwargs)
-
-
 class GradedCapture(Capture):
     """The reference's tokens and masks, a photo a row, with gradients; and the maps that the regularisation reads.
 
@@ -103,23 +96,42 @@ class GradedCapture(Capture):
         self.rows = list(range(len(columns)))
         self.maps: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def options(self, transformer_options: dict) -> dict:
-        return {**super().options(transformer_options), "optimized_attention_override": graded_attention}
+    def options(self, transformer_options: dict, latent: Tensor) -> dict:
+        return {**super().options(transformer_options, latent), OVERRIDE: graded_attention}
 
-    def attend(self, place: Place, q, k, v, extra_options):
-        heads = extra_options["n_heads"]
-        attention = text_attention(q, k, heads)
+    def reading(self, place: Place, tokens: ImageTokens, options: dict) -> dict:
+        read = super().reading(place, tokens, options)
+        return {**read, OVERRIDE: partial(with_graded_attention, read[OVERRIDE])}
+
+    def see(self, place: Place, tokens: ImageTokens, attention: Tensor) -> None:
         placeholder = read_columns(attention, self.columns)
         self.maps[place.name] = (placeholder, read_columns(attention, self.end_of_text))
-        masks = object_mask(placeholder)
+        if self.given is None:
+            self.masks[place.name].update(zip(self.rows, object_mask(placeholder), strict=True))
+
+    def take(self, place: Place, x: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.given is not None:
-            masks = [tokens_under(mask, extra_options["activations_shape"][-2:]) for mask in self.given]
-        self.masks[place.name].update(zip(self.rows, masks, strict=True))
-        return attention_pytorch(q, k, v, heads)
+            masks = [tokens_under(mask, grid) for mask in self.given]
+            self.masks[place.name].update(zip(self.rows, masks, strict=True))
+        return super().take(place, x, grid)
+
+
+def with_graded_attention(override, chosen, *args, **kwargs) -> Tensor:
+    """An override of attention that has torch's own below it, whatever the host chose."""
+    return override(partial(graded_attention, chosen), *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption as the model reads it, batch of 1, and the positions of the placeholder and of the end of text in its context."""
+
+    conditions: dict
+    columns: list[int]
+    end_of_text: list[int]
 
 
 class HostStreams:
-    """vico_core's TwoStreams out of a ComfyUI model and CLIP (training copies, loaded).
+    """vico_core's TwoStreams out of a ComfyUI model and CLIP, loaded for training.
 
     detach_reference: the reference stream gives no gradient to the word, which then learns from the noisy stream alone.
     """
@@ -135,42 +147,54 @@ class HostStreams:
         self.trigger = make_trigger(clip, KEY, placeholder, dict(trained.words))
         self.clip = with_word(clip, self.trigger)
         self.tokens: dict[str, dict] = {}
+        self.encoded: dict[str, tuple] = {}
         wanted = {place.name for place in trained.places}
-        self.places = [place for place in places_of(self.model)[0] if place.name in wanted]
+        self.places = [place for place in possible_places(self.unet) if place.name in wanted]
+        self.image_tokens = {place.name: tokens_of(self.unet, place) for place in self.places}
         self.modules = trained.image_attention
 
     def predict(self, x_t: Tensor, batch: Batch) -> Predicted:
-        context, columns, end_of_text = self.encode(batch.captions, x_t)
+        captions = [self.encode(caption, x_t) for caption in batch.captions]
         timestep = self.denoiser.sampling.timestep(self.denoiser.sampling.sigmas.to(batch.t.device)[batch.t]).float()
-        options = {**self.denoiser.transformer_options, "optimized_attention_override": graded_attention}
+        groups = alike([caption.conditions for caption in captions])
+        parts = [self.predict_alike(rows, x_t, timestep, batch, captions) for rows in groups]
+        return parts[0] if len(parts) == 1 else joined(parts, groups)
+
+    def predict_alike(self, rows: list[int], x_t, timestep, batch: Batch, captions: list[Caption]) -> Predicted:
+        """Of the rows whose captions have one length: what their noisy stream predicts, and their maps."""
+        captions = [captions[row] for row in rows]
+        conditions = cat_contexts([caption.conditions for caption in captions])
+        options = {**self.denoiser.transformer_options, LATENT: x_t.shape}
+        masks = None if batch.masks is None else batch.masks[rows]
         with self.engine.autocast(), self.image_attention():
-            capture = GradedCapture(self.places, columns, end_of_text, batch.masks)
+            capture = GradedCapture(
+                self.places, [c.columns for c in captions], [c.end_of_text for c in captions], masks
+            )
             if self.places:
-                self.run_reference(batch.reference, timestep, context, capture, options)
+                self.run_reference(batch.reference[rows], timestep[rows], conditions, capture, options)
                 names = [place.name for place in self.places]
-                kept = [([b], {name: capture.kept(name, b) for name in names}) for b in range(x_t.shape[0])]
-                options[FEATURES] = kept
-            prediction = self.forward(x_t, timestep, context, options)
+                options[FEATURES] = [([b], {name: capture.kept(name, b) for name in names}) for b in range(len(rows))]
+            prediction = self.forward(x_t[rows], timestep[rows], conditions, options)
         return Predicted(prediction.float(), [capture.maps[place.name] for place in self.places])
 
-    def run_reference(self, reference, timestep, context, capture: GradedCapture, options: dict) -> None:
+    def run_reference(self, reference, timestep, conditions, capture: GradedCapture, options: dict) -> None:
         """The clean reference through the frozen model, up to the last place."""
+        capture.text = text_of(conditions["c_crossattn"])
         no_gradient = torch.no_grad() if self.detach_reference else contextlib.nullcontext()
         with no_gradient, contextlib.suppress(LastPlaceReached):
-            self.forward(reference, timestep, context, capture.options(options))
+            self.forward(reference, timestep, conditions, capture.options(options, reference))
 
-    def forward(self, x: Tensor, timestep: Tensor, context: dict[str, Tensor], options: dict) -> Tensor:
-        conds = {name: value.to(x.device, self.denoiser.dtype) for name, value in context.items()}
+    def forward(self, x: Tensor, timestep: Tensor, conditions: dict, options: dict) -> Tensor:
+        conds = {name: self.denoiser.read(value, x.device) for name, value in conditions.items()}
         cross_attn = conds.pop("c_crossattn")
         x = x.to(self.denoiser.dtype)
         return self.unet(x, timestep, context=cross_attn, transformer_options=dict(options), **conds)
 
     def image_attention(self):
         """Inside, image attention runs after the blocks of its places."""
-        blocks = [comfy.utils.get_attr(self.unet, place.block) for place in self.places]
-        forwards = [
-            image_attended(block.forward, place, self) for block, place in zip(blocks, self.places, strict=True)
-        ]
+        blocks = [get_attr(self.unet, place.block) for place in self.places]
+        pairs = zip(blocks, self.places, strict=True)
+        forwards = [image_attended(block.forward, place, self.image_tokens[place.name], self) for block, place in pairs]
         return replaced_forwards(blocks, forwards)
 
     def attend(self, place: Place, x: Tensor, transformer_options: dict) -> Tensor:
@@ -178,30 +202,49 @@ class HostStreams:
         kept = [(rows, of_row[place.name]) for rows, of_row in transformer_options[FEATURES]]
         return self.modules[module_name(place)].forward_kept(x, kept)
 
-    def encode(self, captions: list[str], x: Tensor) -> tuple[dict[str, Tensor], list[list[int]], list[list[int]]]:
-        """The captions through the text encoder, with its gradient to the word: (context, placeholder's and EOT's columns)."""
-        tokens = [self.tokenized(caption) for caption in captions]
-        encoded = [encode_loaded(self.clip, of_caption) for of_caption in tokens]
-        contexts = [self.conditions(cond, pooled, x) for cond, pooled, *_ in encoded]
-        pairs = zip(tokens, encoded, strict=True)
-        columns = [columns_of(self.clip.cond_stage_model, *pair, self.trigger) for pair in pairs]
-        context = {name: torch.cat([c[name] for c in contexts]) for name in contexts[0]}
-        return context, [list(c.trigger) for c in columns], [[c.end_of_text] for c in columns]
+    def encode_once(self, captions: list[str]) -> None:
+        """Where the word is not learnt: all captions, by the host's CLIP as a node would, so that it can go afterwards."""
+        with torch.inference_mode():
+            self.clip.load_model()
+            encoded = {caption: encode_loaded(self.clip, self.clip.tokenize(caption)) for caption in captions}
+        self.encoded = {caption: tuple(map(ordinary, parts)) for caption, parts in encoded.items()}
 
-    def tokenized(self, caption: str) -> dict:
+    def encode(self, caption: str, x: Tensor) -> Caption:
+        """A caption through the text encoder, with its gradient to the word where that is learnt."""
         if caption not in self.tokens:
             self.tokens[caption] = self.clip.tokenize(caption)
-        return self.tokens[caption]
+        encoded = self.encoded.get(caption) or encode_loaded(self.clip, self.tokens[caption])
+        columns = columns_of(self.clip.cond_stage_model, self.tokens[caption], encoded, self.trigger)
+        return Caption(self.conditions(*encoded, x=x), list(columns.trigger), [columns.end_of_text])
 
-    def conditions(self, cond: Tensor, pooled: Tensor | None, x: Tensor) -> dict[str, Tensor]:
+    def conditions(self, cond: Tensor, pooled: Tensor | None, extra: dict | None = None, *, x: Tensor) -> dict:
         """What the model reads of an encoded caption (SDXL: size embedding included), gradients kept."""
         scale = self.model.latent_format.spacial_downscale_ratio
         size = {"width": x.shape[-1] * scale, "height": x.shape[-2] * scale}
-        conds = self.model.extra_conds(noise=x[:1], device=x.device, cross_attn=cond, pooled_output=pooled, **size)
-        return {name: cond.cond.to(x.device) for name, cond in conds.items()}
+        given = {"cross_attn": cond, "pooled_output": pooled, **size, **(extra or {})}
+        conds = self.model.extra_conds(noise=x[:1], device=x.device, **given)
+        return {name: c.cond.to(x.device) if isinstance(c.cond, Tensor) else c.cond for name, c in conds.items()}
 
 
-def encode_loaded(clip: comfy.sd.CLIP, tokens: dict):
+def joined(parts: list[Predicted], groups: list[list[int]]) -> Predicted:
+    """The parts' rows in the batch's order."""
+    order = torch.tensor([row for rows in groups for row in rows]).argsort()
+    prediction = torch.cat([part.prediction for part in parts])
+    of_places = zip(*(part.maps for part in parts), strict=True)
+    maps = [
+        tuple(torch.cat(side)[order.to(side[0].device)] for side in zip(*place, strict=True)) for place in of_places
+    ]
+    return Predicted(prediction[order.to(prediction.device)], maps)
+
+
+def ordinary(value):
+    """What a text encoder gave under inference mode, as tensors that training may use."""
+    if isinstance(value, dict):
+        return {name: ordinary(part) for name, part in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def encode_loaded(clip: comfy.sd.CLIP, tokens: dict) -> tuple[Tensor, Tensor | None, dict]:
     """The host's encode_from_tokens without its look at the memory, which could move the U-Net away in mid-training."""
     encoder = clip.cond_stage_model
     encoder.reset_clip_options()

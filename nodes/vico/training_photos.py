@@ -14,7 +14,7 @@ from ...vico_core.training import Photos
 from ..host.copies import as_a_node
 from ..host.pictures import to_pictures
 from .masks import as_images, as_masks, is_stand_in
-from .photos import SMALLEST_SIDE
+from .photos import SMALLEST_SIDE, with_axes_of
 
 THUMBNAIL = 256  # pixels
 
@@ -58,7 +58,10 @@ def check_photo(number: int, image: torch.Tensor, mask: torch.Tensor | None) -> 
 def encode_photos(vae, model, pictures: list[Picture], size: int) -> Photos:
     """Every photo through the VAE once: size × size, bicubic, no crop, as the authors train (ViCo §4)."""
     square = [resize(p.image, size, size, Image.Resampling.BICUBIC) for p in pictures]
-    posteriors = [posterior(vae, image[None]) for image in square]
+    posteriors = [
+        tuple(part if part is None else with_axes_of(model, part) for part in posterior(vae, image[None]))
+        for image in square
+    ]
     scale = model.model.process_latent_in
     means = torch.cat([scale(mean).float().cpu() for mean, _ in posteriors])
     stds = None

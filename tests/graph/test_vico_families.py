@@ -5,18 +5,22 @@ The prompts come from the small CLIP, whose rows are as wide as the family's enc
 
 import inspect
 
+import folder_paths
 import pytest
 import torch
 
 from vico_spin.nodes.vico.capture import CAPTURE
 from vico_spin.nodes.vico.photos import Photo, Reference
-from vico_spin.nodes.vico.places import known_family, possible_places, shape_at
+from vico_spin.nodes.vico.places import known_family, places_of, possible_places, shape_at
 from vico_spin.scripts import models, transformers
-from vico_spin.vico_core import ImageAttention, ViCoConcept, object_mask, spread_places
+from vico_spin.train_core import weights_hash
+from vico_spin.vico_core import ImageAttention, ViCoConcept, object_mask, spread_places, training
+from vico_spin.vico_core.training import TrainedConcept
 
 FAMILIES = tuple(transformers.TRANSFORMERS)
 PROMPT = "a photo of a * on the beach"
 SIDE = 8  # of the latents
+COLUMN = 5  # of the trigger word, behind the start token
 STEPS = 2
 
 
@@ -53,7 +57,7 @@ class Bench:
         plain = getattr(network, name)
 
         def forward(*args, **kwargs):
-            options = next(v for v in (*args, *kwargs.values()) if isinstance(v, dict) and "sample_sigmas" in v)
+            options = next(v for v in (*args, *kwargs.values()) if isinstance(v, dict))
             if CAPTURE in options:
                 self.passes.append(tuple(args[0].shape))
             return plain(*args, **kwargs)
@@ -67,10 +71,7 @@ class Bench:
         return self.call("ViCoApply", **{**given, **inputs})
 
     def encode(self, clip, text):
-        ((cond, extra),) = self.call("CLIPTextEncode", clip=clip, text=text)[0]
-        if self.family == "Anima":
-            extra = extra | {"t5xxl_ids": torch.arange(1, 78), "t5xxl_weights": torch.ones(77)}
-        return [[cond, extra]]
+        return self.call("CLIPTextEncode", clip=clip, text=text)[0]
 
     def sample(self, model, clip, seed=1, batch=1, cfg=4.0, side=SIDE, prompt=PROMPT, latent=None):
         return self.call(
@@ -162,8 +163,8 @@ SEPARATE = ("Anima", "Cosmos-Predict2", "Wan")
 class ByHand:
     """Hooks behind the concept's blocks, and the reference by a whole forward of its own before each of the picture's."""
 
-    def __init__(self, bench, column):
-        self.bench, self.column = bench, column
+    def __init__(self, bench):
+        self.bench = bench
         self.n = TOKENS.get(bench.family, (SIDE // 2) ** 2)
         self.kept, self.calls, self.recording = {}, [], False
         network = bench.model.model.diffusion_model
@@ -189,7 +190,7 @@ class ByHand:
             before = 512 - TEXT if self.bench.family == "Flux.2" else 0
             q, k = q[:, :, first : first + self.n], k[:, :, before : before + TEXT]
         scores = torch.einsum("bhnd,bhtd->bhnt", q, k) / q.shape[-1] ** 0.5
-        return object_mask(scores.softmax(-1).mean(1)[..., self.column])
+        return object_mask(scores.softmax(-1).mean(1)[..., COLUMN])
 
     def after(self, place, out):
         image, back = BY_HAND[self.bench.family][place.split(".")[0]](out, self.n)
@@ -215,9 +216,7 @@ class ByHand:
 def test_it_is_the_models_own_forward_with_the_module_called_between_its_blocks(bench):
     model, clip = bench.apply()
     applied = bench.sample(model, clip, cfg=1.0)
-    ((_, extra),) = bench.encode(clip, PROMPT)
-    ((column,),) = (columns.trigger for columns in extra["vico_columns"].values())
-    by_hand = ByHand(bench, column)
+    by_hand = ByHand(bench)
     plain = bench.model.clone()
     plain.set_model_unet_function_wrapper(by_hand)
     restated = bench.sample(plain, clip, cfg=1.0)
@@ -258,3 +257,81 @@ def test_a_variant_with_a_forward_of_its_own_is_refused(call):
     bench.model.model.diffusion_model.__class__ = Variant
     with pytest.raises(ValueError, match="has no place for ViCo"):
         bench.apply()
+
+
+# Training
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """models/vico and output of this test."""
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "vico", ([str(tmp_path / "vico")], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    return tmp_path
+
+
+def train(bench, **settings):
+    """Train ViCo through the node: (concept, loss map, curve, run)."""
+    photos = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    options = {"checkpoint_every": 0, "preview_every": 0}
+    inputs = {
+        "model": bench.model,
+        "clip": bench.clip,
+        "vae": bench.vae,
+        "training_options": bench.call("ViCoSPINTrainingOptions", **options)[0],
+        "initialiser": "toy",
+        "placeholder": "*",
+        "steps": 3,
+        "seed": 3,
+        "run_name": "test",
+        "size": 64,
+        "word_lr": 1e-2,
+        "attention_lr": 1e-3,
+        "captions": "a photo of a *",
+        **settings,
+    }
+    return bench.call("ViCoTrain", photos=[photos], masks=None, **{name: [value] for name, value in inputs.items()})
+
+
+TRAINED = tuple(name for name in FAMILIES if name != "Cosmos-Predict2")
+
+
+class SameNoise:
+    """One moment and one noise for every step, so that a falling loss is what was learnt."""
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr(training, "keyed_generator", lambda *key: torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("family", TRAINED)
+def test_what_is_trained_is_kept_and_drawn_with(call, family, home, monkeypatch):
+    with torch.inference_mode():
+        bench = Bench(call, family)
+        bench.vae = models.vae(bench.tiny.channels)
+    SameNoise(monkeypatch)
+    before = weights_hash(bench.model.model.state_dict())
+    concept, losses, _, run = train(bench)
+    assert losses["loss"][0] > losses["loss"][1] > losses["loss"][2]
+    assert weights_hash(bench.model.model.state_dict()) == before
+    untrained = TrainedConcept(places_of(bench.model.model)[1], {"l": torch.zeros(1, 1)}, 3).concept()
+    for place, weights in concept.modules.items():
+        assert all(not torch.equal(t, untrained.modules[place][k]) for k, t in weights.items() if "to_k" not in k), (
+            place
+        )
+    start = bench.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    assert not any(torch.allclose(concept.embeddings["l"], row, atol=1e-3) for row in start[:, None])
+    assert concept.family == known_family(bench.model.model)
+    (path,) = (home / "vico" / run).glob("step-*.safetensors")
+    loaded = ViCoConcept.load(path)
+    bench.concept, drawn = concept, []
+    for bench.concept in (concept, loaded):
+        bench.reference = bench.make_reference()
+        drawn.append(bench.sample(*bench.apply()))
+    assert torch.equal(*drawn) and torch.isfinite(drawn[0]).all()
+
+
+def test_a_model_of_unknown_prediction_is_not_trained(call, home):
+    bench = Bench(call, "Cosmos-Predict2")
+    bench.vae = models.vae(bench.tiny.channels)
+    with pytest.raises(ValueError, match="can be sampled but not trained here"):
+        train(bench)
