@@ -1,12 +1,16 @@
 """The photos of VICO_REFERENCE: checked, scaled, encoded."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...vico_core import FeatureBank
 from ...vico_core.photos import resize, size_of_area
+
+if TYPE_CHECKING:
+    from .grid import Drawn
 
 SMALLEST_SIDE = 32  # pixels of a reference picture
 
@@ -26,6 +30,7 @@ class Reference:
 
     photos: list[Photo]
     bank: FeatureBank = field(default_factory=FeatureBank)
+    drawn: "Drawn | None" = None  # Checkpoint Grid's last rows
 
 
 def check_reference(image, mask) -> None:
