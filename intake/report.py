@@ -25,6 +25,11 @@ class Report:
         if len(names) < NAMED_AT_MOST:
             names.append(name)
 
+    def in_short(self) -> str:
+        """The numbers alone, in one line."""
+        left_out = sum(self.counts.values())
+        return f"{self.kept} samples" + (f", {left_out} left out." if left_out else ".")
+
     def text(self) -> str:
         lines = [f"{self.kept} samples"]
         for reason, count in self.counts.items():

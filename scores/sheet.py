@@ -30,8 +30,7 @@ def sheet(
     draw, font, bold = ImageDraw.Draw(canvas), ImageFont.load_default(14), ImageFont.load_default(16)
     for c, name in enumerate(column_names):
         draw.text((left + c * (side + GAP), MARGIN - 2), fitted(name, side, bold), INK, bold)
-    for r, row in enumerate(rows):
-        y = top + r * (side + CAPTION + GAP)
+    for r, (row, (y, _)) in enumerate(zip(rows, row_places(len(rows), side, top), strict=True)):
         if row_names:
             draw.multiline_text((MARGIN, y), "\n".join(wrap(row_names[r], 24)[: side // 18]), INK, font, spacing=4)
         for c, cell in enumerate(row):
@@ -39,6 +38,12 @@ def sheet(
             canvas.paste(fit(cell.picture, side), (x, y))
             draw.text((x, y + side + 5), fitted(cell.caption, side, font), BEST if cell.best else SOFT, font)
     return canvas
+
+
+def row_places(rows: int, side: int, top: int = MARGIN + CAPTION) -> list[tuple[int, int]]:
+    """(upper, lower) edge of every row of a sheet, in pixels; `top` of the first, by default below the columns' names."""
+    uppers = [top + r * (side + CAPTION + GAP) for r in range(rows)]
+    return [(upper, upper + side + CAPTION) for upper in uppers]
 
 
 def fit(picture: Image.Image, side: int) -> Image.Image:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ...scores import AGGREGATIONS
 from ..host.pictures import to_image
-from ..host.progress import say
+from ..host.written import written
 
 
 class ScoreReport(io.ComfyNode):
@@ -52,8 +52,8 @@ class ScoreReport(io.ComfyNode):
         )
         with Image.open(picture) as drawn:
             image = to_image(drawn)
-        say(f"The page: {page}")
-        return io.NodeOutput(image, str(page), ui=ui.PreviewImage(image, cls=cls))
+        shown = ui.PreviewImage(image, cls=cls).as_dict()
+        return io.NodeOutput(image, str(page), ui={**shown, **written(page)})
 
 
 def inside_output(folder: str) -> Path:

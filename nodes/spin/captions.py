@@ -77,15 +77,22 @@ def joined(rows: list) -> list:
     return [[torch.cat([row[0] for row in rows]), options]]
 
 
+def telling(on_step: Callable[[int, float], None], before: int, now: int, steps: int) -> Callable[[int], None]:
+    """Tells the sampling step and the pictures done so far, of `now` pictures at once behind `before` others."""
+    return lambda step: on_step(step, before + now * step / steps)
+
+
 def host_sampler(patcher, captions: Captions, how: OpponentSampling) -> Callable[..., Tensor]:
     """The model as it is now, through KSampler. Each picture's first noise hangs on its own seed alone."""
 
-    def sample(prompts: list[str], seeds: list[int], shape: tuple[int, ...]) -> Tensor:
-        negative, latents = captions.conditioning(how.negative), torch.empty(len(prompts), *shape)
+    def sample(prompts: list[str], seeds: list[int], shape: tuple[int, ...], on_step=None) -> Tensor:
+        negative, latents, before = captions.conditioning(how.negative), torch.empty(len(prompts), *shape), 0
         for places, positive in captions.together(prompts):
             wanted = [seeds[i] for i in places]
-            drawn = as_a_node(sample_latents, patcher, shape, wanted, how, positive, negative)
+            told = on_step and telling(on_step, before, len(places), how.steps)
+            drawn = as_a_node(sample_latents, patcher, shape, wanted, how, positive, negative, told)
             latents[places] = patcher.model.process_latent_in(drawn)
+            before += len(places)
         return latents
 
     return sample

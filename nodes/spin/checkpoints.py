@@ -26,6 +26,7 @@ from ..host.folders import register_folder
 
 FOLDER = "spin"
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})(?=\.\w+$)")
+STOPPED = "stopped.safetensors"  # in a run's folder
 ENDINGS = {".safetensors", ".sft", ".pt", ".bin", ".ckpt"}
 
 
@@ -40,14 +41,14 @@ register_folders()
 def checkpoint_names() -> list[str]:
     """What Load SPIN Checkpoint offers: "folder: file".
 
-    Hub folders show as their U-Net's file; training's own store is left out.
+    Hub folders show as their U-Net's file; training's own files are left out, but what a stopped run has learnt.
     """
     register_folders()  # the output directory may be another one than when the pack was loaded
     names = []
     for kind in (FOLDER, "diffusion_models", "loras"):
         for name in folder_paths.get_filename_list(kind):
             parts = Path(name).parts
-            if kind == FOLDER and (parts[0] in ("cache", "pictures") or parts[-1].startswith("step-")):
+            if kind == FOLDER and parts[0] in ("cache", "pictures", "runs") and parts[-1] != STOPPED:
                 continue
             if (shard := SHARD.search(name)) and int(shard["number"]) > 1:
                 continue

@@ -44,6 +44,7 @@ class SPINDataset(io.ComfyNode):
             description="Pictures with captions for self-play: a folder, a metadata file, Pick-a-Pic, or pictures of "
             "the graph. Says what it left out.",
             search_aliases=["dataset", "captions", "pick-a-pic", "kohya", "finetune"],
+            has_intermediate_output=True,
             inputs=[
                 io.Combo.Input("source", options=data_places(),
                     tooltip="A folder or file of ComfyUI's input directory: pictures with .txt captions beside them "

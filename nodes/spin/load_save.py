@@ -10,6 +10,7 @@ from ..host.errors import NOT_CONNECTED, check_choice
 from ..host.folders import free_path, marks
 from ..host.progress import say
 from ..host.sockets import LoraSocket
+from ..host.written import written
 from .checkpoints import (
     FOLDER,
     checkpoint_names,
@@ -101,14 +102,14 @@ class SaveSPIN(io.ComfyNode):
         if format == FORMATS[0]:
             path = path.with_name(path.name + ".safetensors")
             save_lora(lora, path, metadata)
-            return io.NodeOutput(str(path))
+            return io.NodeOutput(str(path), ui=written(path))
         check_model(model, format)
         if format == FORMATS[1]:
             path = path.with_name(path.name + ".safetensors")
             save_native(model, path, metadata)
         else:
             save_diffusers(model, path, metadata)
-        return io.NodeOutput(str(path))
+        return io.NodeOutput(str(path), ui=written(path))
 
 
 def check_model(model, format: str) -> None:

@@ -30,8 +30,10 @@ from ..host.frozen import Frozen, borrowed, patched_hash
 from ..host.options import TrainingOptions
 from ..host.progress import Watch
 from .captions import Captions, OpponentSampling, host_sampler, picture_encoder, picture_strip
-from .checkpoints import FOLDER, file_metadata
+from .checkpoints import FOLDER, STOPPED, file_metadata
 
+SHOWN = 4  # pictures of the opponent that are shown of those drawn at once, and
+PREVIEWED = 2  # captions that are previewed, where nothing else was asked for
 INTERRUPTS = (comfy.model_management.InterruptProcessingException,)
 
 
@@ -74,6 +76,7 @@ class Trained:
     weights: dict[str, Tensor] | None
     metrics: dict
     report: Report
+    outcome: str
 
 
 def home() -> Path:
@@ -139,8 +142,9 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
         watch = Watch(say, asked.options.preview_every, previewer(vae, trainee, sample, corpus, asked.preview_prompts))
         parent = trainee.player.opponent_hash()
         run = make_run(corpus, asked, trainee.patcher.load_device, shown_by(watch), parent)
-        game = play_method(trainee.player, returning(sample, trainee), run, asked)
-        trained = Trained(*learnt(trainee.player, asked), metrics_of(game, asked, parent, run.folder), report)
+        game = play_method(trainee.player, watched(sample, watch, asked.opponent.steps, vae, trainee), run, asked)
+        metrics, outcome = metrics_of(game, asked, parent, run.folder), watch.outcome(steps_of(game))
+        trained = Trained(*learnt(trainee.player, asked), metrics, report, outcome)
         if game.stopped_by is not None:
             kept = keep_stopped(trained, run.folder)
             say(
@@ -209,10 +213,9 @@ def copies_away(patchers: list) -> Iterator[None]:
     load_for_training(patchers)
 
 
-def previewer(vae, trainee: Trainee, sample, corpus, prompts: tuple[str, ...]) -> Callable[[], Image.Image] | None:
-    """Draws the same prompts with the same seeds whenever it is called."""
-    if not prompts:
-        return None
+def previewer(vae, trainee: Trainee, sample, corpus, prompts: tuple[str, ...]) -> Callable[[], Image.Image]:
+    """Draws the same prompts, or else the data's first captions, with the same seeds whenever it is called."""
+    prompts = prompts or tuple(dict.fromkeys(corpus.prompts))[:PREVIEWED]
     seeds, shape = list(range(len(prompts))), tuple(corpus.shapes[0])
 
     def preview() -> Image.Image:
@@ -222,12 +225,14 @@ def previewer(vae, trainee: Trainee, sample, corpus, prompts: tuple[str, ...]) -
     return preview
 
 
-def returning(sample: Callable[..., Tensor], trainee: Trainee) -> Callable[..., Tensor]:
-    """The sampler, after which the model is as training needs it."""
+def watched(sample: Callable[..., Tensor], watch: Watch, steps: int, vae, trainee: Trainee) -> Callable[..., Tensor]:
+    """The sampler with its steps and pictures on the node, after which the model is as training needs it."""
 
-    def draw(*wanted) -> Tensor:
+    def draw(prompts: list[str], seeds: list[int], shape) -> Tensor:
         with trainee.drawing():
-            return sample(*wanted)
+            latents = sample(prompts, seeds, shape, lambda step, drawn: watch.sampling_step(step, steps, drawn))
+            watch.drawn(lambda: picture_strip(vae, trainee.patcher.model, latents[:SHOWN]))
+            return latents
 
     return draw
 
@@ -255,6 +260,10 @@ def learnt(player, asked: TrainingRun) -> tuple[dict | None, dict | None]:
     return None, player.result()
 
 
+def steps_of(game: Game) -> int:
+    return sum(training.step for training in game.rounds)
+
+
 def where_it_stopped(game: Game) -> str:
     """The round and its step, or the round whose pictures were being drawn."""
     if len(game.rounds) < len(game.opponents):
@@ -264,7 +273,7 @@ def where_it_stopped(game: Game) -> str:
 
 def keep_stopped(trained: Trained, folder: Path) -> Path:
     """Writes what an interrupted run has learnt so far, as a file that Load SPIN Checkpoint reads."""
-    path = folder / "stopped.safetensors"
+    path = folder / STOPPED
     tensors = trained.lora if trained.lora is not None else trained.weights
     save_tensors(
         path, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file_metadata(trained.metrics)

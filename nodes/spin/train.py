@@ -65,7 +65,8 @@ def training_inputs() -> list:
         io.String.Input("run_name", default="spin",
             tooltip="Folder in output/spin/runs. The same inputs again go on where the run stopped."),
         io.String.Input("preview_prompts", multiline=True, default="", optional=True,
-            tooltip="One a line; drawn with the same seeds every time, so that you see what changes. Empty: none."),
+            tooltip="One a line; drawn with the same seeds every time, so that you see what changes. Empty: the data's "
+            "first captions. For none, set preview_every to 0 in Training Options."),
     ]  # fmt: skip
 
 
@@ -121,6 +122,7 @@ class TrainSPIN(io.ComfyNode):
                 *training_inputs(),
             ],
             outputs=training_outputs(),
+            has_intermediate_output=True,
         )  # fmt: skip
 
     @classmethod
@@ -167,6 +169,7 @@ class TrainBaseline(io.ComfyNode):
                 *training_inputs(),
             ],
             outputs=training_outputs(),
+            has_intermediate_output=True,
         )  # fmt: skip
 
     @classmethod
@@ -211,6 +214,9 @@ def asked_for(
 def run_training(cls, model, clip, vae, dataset, asked: TrainingRun) -> io.NodeOutput:
     """From a run to the nodes' outputs."""
     trained = train(model, clip, vae, dataset, asked, say)
-    losses = [step["metrics"]["loss"] for steps in trained.metrics["rounds"] for step in steps]
-    say(f"{trained.report.text()}\n{verdict(trained.metrics)}")
-    return io.NodeOutput(with_learnt(model, trained), trained.lora, {"loss": losses}, json.dumps(trained.metrics))
+    logged = [step["metrics"] for steps in trained.metrics["rounds"] for step in steps]
+    losses = [step["loss"] for step in logged]
+    panel = {"loss": losses, "accuracy": [step["implicit_accuracy"] for step in logged if "implicit_accuracy" in step]}
+    say(f"{trained.outcome} {trained.report.in_short()}\n{verdict(trained.metrics).splitlines()[-1]}")
+    learnt = with_learnt(model, trained)
+    return io.NodeOutput(learnt, trained.lora, {"loss": losses}, json.dumps(trained.metrics), ui={"training": [panel]})

@@ -2,17 +2,18 @@
 
 from comfy_api.latest import io, ui
 
-from ...scores.sheet import Cell, sheet
+from ...scores.sheet import row_places
 from ...vico_core import ViCoConcept, check_prompt
 from ..host.folders import marks
-from ..host.pictures import to_image, to_pictures
+from ..host.pictures import to_image
+from ..host.progress import say
 from ..host.sampling import Sampling
-from ..host.sockets import ReferenceSocket
+from ..host.sockets import ConceptSocket, ReferenceSocket
 from ..host.texts import lines
-from .drawing import draw_with_concept
+from .grid import Asked, draw_rows, grid_of, side_of
 from .runs import checkpoint_files, existing_checkpoints
 
-SMALLEST_CELL = 256  # pixels: small pictures are shown larger, so that the prompts above them can be read
+LAST = 0
 
 
 class ViCoCheckpointGrid(io.ComfyNode):
@@ -23,8 +24,9 @@ class ViCoCheckpointGrid(io.ComfyNode):
             display_name="ViCo Checkpoint Grid",
             category="ViCo",
             description="Draws the same prompts with the same seeds by every step that Train ViCo kept: the best step "
-            "differs by object.",
-            search_aliases=["compare", "xy plot", "vico"],
+            "differs by object. Click on the best row: its concept goes out.",
+            search_aliases=["compare", "xy plot", "vico", "best step", "choose checkpoint"],
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint that the concept was trained on."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
@@ -39,11 +41,13 @@ class ViCoCheckpointGrid(io.ComfyNode):
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps of sampling (DDIM)."),
                 io.Float.Input("cfg", default=7.5, min=1.0, max=100.0, step=0.1,
                     tooltip="Guidance; the paper takes 7.5."),
+                io.Int.Input("choice", default=LAST, min=LAST, max=100000, optional=True,
+                    tooltip="The step of training whose concept goes out; a click on its row sets it. 0: the last "
+                    "that was kept. Choosing draws nothing again."),
             ],
             outputs=[
-                io.Image.Output(display_name="grid",
-                    tooltip="A row a checkpoint, labelled by its step; load the best with Load ViCo Concept: "
-                    "<run>/step-….")
+                io.Image.Output(display_name="grid", tooltip="A row a checkpoint, labelled by its step."),
+                ConceptSocket.Output("concept", tooltip="The chosen row's, for Save ViCo Concept and Apply ViCo."),
             ],
         )  # fmt: skip
 
@@ -57,17 +61,27 @@ class ViCoCheckpointGrid(io.ComfyNode):
         return run is None or bool(existing_checkpoints(run))
 
     @classmethod
-    def execute(cls, model, clip, vae, reference, run, prompts, seed, seeds, steps, cfg) -> io.NodeOutput:
-        files = existing_checkpoints(run)
-        chosen, drawn_seeds = lines(prompts), [seed + i for i in range(seeds)]
-        sampling, names, rows = Sampling(steps=steps, cfg=cfg), [], []
-        for file in files:
-            concept = ViCoConcept.load(file)
-            for prompt in chosen:
-                check_prompt(prompt, concept.placeholder)
-            pixels = draw_with_concept(model, clip, vae, concept, reference, chosen, drawn_seeds, sampling)
-            names.append(f"step {concept.step}")
-            rows.append([Cell(picture, "") for picture in to_pictures(pixels)])
-        columns = [f"{prompt}, {number}" if seeds > 1 else prompt for prompt in chosen for number in drawn_seeds]
-        grid = to_image(sheet(rows, names, columns, max(SMALLEST_CELL, *rows[0][0].picture.size)))
-        return io.NodeOutput(grid, ui=ui.PreviewImage(grid, cls=cls))
+    def execute(cls, model, clip, vae, reference, run, prompts, seed, seeds, steps, cfg, choice=LAST) -> io.NodeOutput:
+        concepts = {file: ViCoConcept.load(file) for file in existing_checkpoints(run)}
+        chosen = chosen_of(list(concepts.values()), choice)
+        asked = Asked(lines(prompts), tuple(range(seed, seed + seeds)), Sampling(steps=steps, cfg=cfg))
+        for prompt in asked.prompts:
+            check_prompt(prompt, chosen.placeholder)
+        rows = draw_rows((model, clip, vae), reference, concepts, asked)
+        grid = to_image(grid_of(rows, list(concepts.values()), asked))
+        say(f"Step {chosen.step} goes out. Click on another row to choose it.")
+        places = row_places(len(rows), side_of(rows))
+        shown = [
+            {"step": concept.step, "place": place} for concept, place in zip(concepts.values(), places, strict=True)
+        ]
+        picture = ui.PreviewImage(grid, cls=cls).as_dict()["images"]
+        return io.NodeOutput(grid, chosen, ui={"steps_to_choose": shown, "grid": picture, "chosen": [chosen.step]})
+
+
+def chosen_of(concepts: list[ViCoConcept], choice: int) -> ViCoConcept:
+    """The concept of the chosen step. ValueError where it was not kept."""
+    by_step = {concept.step: concept for concept in concepts} | {LAST: concepts[-1]}
+    if choice not in by_step:
+        kept = ", ".join(str(concept.step) for concept in concepts)
+        raise ValueError(f"Choose one of the steps {kept}.\nStep {choice} was not kept.")
+    return by_step[choice]

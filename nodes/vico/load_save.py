@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ...vico_core import ViCoConcept, concept_files
 from ..host.folders import free_path, marks
 from ..host.sockets import ConceptSocket
+from ..host.written import written
 from .folder import concept_names, concept_path, home
 
 
@@ -73,4 +74,4 @@ class SaveViCoConcept(io.ComfyNode):
             free.mkdir()
             path = free / f"cross_attention-{concept.step}.pt"
             concept.save_original(path, free / f"embeddings_gs-{concept.step}.pt")
-        return io.NodeOutput(str(path))
+        return io.NodeOutput(str(path), ui=written(path))

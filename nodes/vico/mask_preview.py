@@ -18,6 +18,7 @@ class ViCoMaskPreview(io.ComfyNode):
             display_name="ViCo Mask Preview",
             category="ViCo",
             description="Shows what image attention takes for the object in the reference, at each place.",
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input("model", tooltip="The plain model, before Apply ViCo."),
                 io.Clip.Input("clip", tooltip="The plain CLIP."),

@@ -1,6 +1,7 @@
 """The photos of VICO_REFERENCE: checked, scaled, encoded."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,6 +9,9 @@ from torch import Tensor
 from ...vico_core import FeatureBank
 from ...vico_core.photos import resize, size_of_area
 from .masks import as_masks, is_stand_in
+
+if TYPE_CHECKING:
+    from .grid import Drawn
 
 SMALLEST_SIDE = 32  # pixels of a reference picture
 
@@ -27,6 +31,7 @@ class Reference:
 
     photos: list[Photo]
     bank: FeatureBank = field(default_factory=FeatureBank)
+    drawn: "Drawn | None" = None  # Checkpoint Grid's last rows
 
 
 def reference_masks(mask: Tensor | None, invert: bool) -> Tensor | None:

@@ -100,6 +100,7 @@ def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say) -
     identity = identity_of(session, vae, pictures, asked)
     files = RunFiles(asked.name, identity)
     if finished := files.finished(asked.settings.steps):
+        say(f"Already trained: step {asked.settings.steps} of {files.newest()}.")
         return finished
 
     base = base_hash(session.streams.unet.named_parameters())
@@ -120,6 +121,7 @@ def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say) -
             f"Stopped at step {training.step}, kept. Queue again to go on.\nIt is {path.parent.name}/{path.name} in models/vico."
         )
         raise training.stopped_by
+    say(f"{watch.outcome(training.step)}\nIn models/vico/{files.run}.")
     return Outcome(concept, [report.loss for report in training.history], files.run)
 
 

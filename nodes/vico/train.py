@@ -1,6 +1,6 @@
 """Train ViCo."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ...vico_core import check_prompt
 from ...vico_core.curve import loss_curve
@@ -24,6 +24,7 @@ class TrainViCo(io.ComfyNode):
             description="Learns one object from a few photos: a word for it, and image attention that finds its "
             "details in a photo. The model itself stays as it is.",
             search_aliases=["personalization", "dreambooth", "textual inversion", "train", "vico"],
+            has_intermediate_output=True,
             is_input_list=True,
             inputs=[
                 io.Model.Input("model",
@@ -99,9 +100,8 @@ class TrainViCo(io.ComfyNode):
         if len(pictures) == 1:
             say("One photo: it is its own reference, and its background is learnt with it. Add more.")
         outcome = train_concept(*models, pictures, asked_for(**given), say)
-        curve = to_image(loss_curve(outcome.losses))
-        shown = ui.PreviewImage(curve, cls=cls)
-        return io.NodeOutput(outcome.concept, {"loss": outcome.losses}, curve, outcome.run, ui=shown)
+        curve, panel = to_image(loss_curve(outcome.losses)), [{"loss": outcome.losses}]
+        return io.NodeOutput(outcome.concept, {"loss": outcome.losses}, curve, outcome.run, ui={"training": panel})
 
 
 def check_prompts(placeholder: str, *texts: str) -> None:

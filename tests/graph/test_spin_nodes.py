@@ -71,9 +71,10 @@ def play(call, clip, vaes, dataset):
         model, method=None, data=None, rank=2, steps=2, learning_rate=1e-3, beta=50.0, rounds=1, play=(), **changes
     ):
         options = {"preview_every": 0} | {k: changes.pop(k) for k in OPTION_NAMES if k in changes}
+        opponent = call("SPINOpponent", **OPPONENT, batch=changes.pop("opponent_batch", 4))[0]
         inputs = {**SMALL, "train": {"train": "full"} if rank is None else {"train": "LoRA", "rank": rank}, **changes}
         inputs["training_options"] = call("ViCoSPINTrainingOptions", **options)[0]
-        inputs["opponent"] = call("SPINOpponent", **OPPONENT)[0]
+        inputs["opponent"] = opponent
         numbers = {"steps": steps, "learning_rate": learning_rate}
         if method is None:
             inputs["play"] = {**numbers, "beta": beta} | ({"rounds": rounds} if rounds > 1 else {})
@@ -249,6 +250,29 @@ def test_dpo_without_pairs_says_so(play):
 def test_bad_settings_are_sentences(play, changes, message):
     with pytest.raises(ValueError, match=message):
         play(tiny(), **changes)
+
+
+def test_the_opponent_is_seen_at_work_and_a_finished_run_says_so(play, caplog, monkeypatch):
+    """2 sampling steps of 2 pictures at once, of the 4 captions; then 2 steps of training."""
+    bars = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *told, node_id=None: bars.append(told))
+    with caplog.at_level("DEBUG"):
+        play(tiny(), opponent_batch=2, preview_every=2)
+        assert "the opponent's picture 3 of 4\nSampling step 1 of 2" in caplog.text
+        assert "Step 1 of 2: loss 0.6931, accuracy" in caplog.text
+        assert "Trained: 2 of 2 steps. 4 samples.\nRound 1: implicit accuracy" in caplog.text
+        caplog.clear()
+        play(tiny(), opponent_batch=2)
+        assert "Already trained: 2 of 2 steps." in caplog.text
+    shown = [preview[1].size for _, _, preview in bars if preview]
+    assert shown == [(128, 64)] * 3  # each two of the opponent's pictures, and the first two captions by the player
+
+
+def test_load_offers_what_was_saved_and_not_what_training_keeps_for_itself(play, call):
+    _, lora, _, _ = play(tiny())
+    call("SPINSave", filename_prefix="mine", format="ComfyUI LoRA", lora=lora)
+    assert "spin: mine_00001_.safetensors" in checkpoint_names()
+    assert not [name for name in checkpoint_names() if "result" in name or "step-" in name]
 
 
 def test_previews_draw_the_same_seeds_and_leave_the_run_alone(play):

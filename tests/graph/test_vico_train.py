@@ -359,13 +359,45 @@ def test_the_grid_has_a_labelled_row_a_checkpoint(train, call, parts):
         "steps": 2,
         "cfg": 2.0,
     }
-    (grid,) = call("ViCoCheckpointGrid", run=run, **inputs)
+    grid, last = call("ViCoCheckpointGrid", run=run, **inputs)
+    assert last.step == 4
     rows, columns = 2 * (256 + CAPTION + GAP), 4 * (256 + GAP)
     assert grid.shape == (1, MARGIN + CAPTION + rows - GAP + MARGIN, MARGIN + NAMES + columns - GAP + MARGIN, 3)
     with pytest.raises(ValueError, match="no checkpoint"):
         call("ViCoCheckpointGrid", run="nothing", **inputs)
     with pytest.raises(ValueError, match="not the name of a ViCo run"):
         call("ViCoCheckpointGrid", run="../elsewhere", **inputs)
+
+
+def test_a_row_is_chosen_without_drawing_again_and_a_new_checkpoint_alone_is_drawn(train, call, parts, monkeypatch):
+    rows = []
+
+    def hook(value, total, preview, node_id=None):
+        rows.append((preview[1].height if preview else 0, total))
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    _, _, _, run = train(steps=4, checkpoint_every=2)
+    reference = call("ViCoReference", vae=parts["vae"], image=photos(1), size=64)[0]
+    inputs = {**parts, "reference": reference, "prompts": "a *", "seed": 1, "seeds": 1, "steps": 2, "cfg": 2.0}
+    rows.clear()
+    grid, last = call("ViCoCheckpointGrid", run=run, **inputs)
+    heights = [height for height, _ in rows if height]
+    assert len(heights) == 2 and heights[0] < heights[1] == grid.shape[1]  # it fills row by row
+    assert max(total for _, total in rows) == 2 * 2  # two rows of two sampling steps
+    monkeypatch.setattr("vico_spin.nodes.vico.grid.draw_with_concept", None)  # from here on, drawing would fail
+    again, chosen = call("ViCoCheckpointGrid", run=run, choice=2, **inputs)
+    assert chosen.step == 2 and last.step == 4 and torch.equal(again, grid)
+    with pytest.raises(ValueError, match=r"Choose one of the steps 2, 4"):
+        call("ViCoCheckpointGrid", run=run, choice=3, **inputs)
+
+
+def test_a_run_that_was_trained_says_so(train, caplog):
+    with caplog.at_level("DEBUG"):
+        train(steps=2)
+        assert "Trained: 2 of 2 steps." in caplog.text
+        caplog.clear()
+        train(steps=2)
+        assert "Already trained: 2 of 2 steps." in caplog.text
 
 
 def live_bytes() -> int:

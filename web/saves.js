@@ -1,0 +1,35 @@
+/** After a node has written: a button on it that opens the file, and Load nodes that offer it. */
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { nodeOf, view } from "./node_events.js";
+
+const WRITERS = ["ViCoTrain", "ViCoSaveConcept", "SPINTrain", "SPINTrainBaseline", "SPINSave", "SPINVote"];
+const BUTTON = "vico-spin written";
+let renew = false; // whether a writer has run since the lists were read
+
+function link(node, file) {
+  let button = node.widgets?.find((widget) => widget.name === BUTTON);
+  button ??= node.addWidget("button", BUTTON, null, () => window.open(button.address), { serialize: false });
+  button.label = `open ${file.filename}`;
+  button.address = view(file);
+  node.setDirtyCanvas(true);
+}
+
+function renewLists() {
+  if (renew) app.reloadNodeDefs();
+  renew = false;
+}
+
+app.registerExtension({
+  name: "vico-spin.saves",
+  setup() {
+    api.addEventListener("executing", ({ detail }) => (renew ||= WRITERS.includes(nodeOf(detail)?.type)));
+    for (const end of ["execution_success", "execution_interrupted", "execution_error"])
+      api.addEventListener(end, renewLists);
+    api.addEventListener("executed", ({ detail }) => {
+      const [node, file] = [nodeOf(detail.display_node ?? detail.node), detail.output?.written?.[0]];
+      if (node && file) link(node, file);
+    });
+  },
+});
