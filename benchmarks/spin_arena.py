@@ -1,10 +1,12 @@
-"""Where the methods meet: the Sprite World's base, its data of known taste, training from it, and the judging of pictures."""
+"""Where the methods meet: the Sprite World's base, training from it on pairs, and the drawing of what is judged.
+
+All forwards run in bfloat16 (twice as fast on the CPUs that this is made for), weights and losses are float32.
+"""
 
 import copy
-import itertools
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,43 +16,64 @@ from torch import Tensor
 
 from ..scripts.sprite_world_card import World
 from ..scripts.train_sprite_world import OPTIONS
-from ..spin_core.batches import Corpus
-from ..spin_core.game import Opponent, Progress, RoundSettings, Run, play, train_baseline
-from ..spin_core.players import FullPlayer, LoRAPlayer
+from ..spin_core.batches import Corpus, PairBatch
+from ..spin_core.game import Opponent, Progress, RoundSettings, Run, learn, play, train_baseline
+from ..spin_core.objectives import KAPPA, squared_error
+from ..spin_core.players import FullPlayer, LoRAPlayer, Player
+from ..spin_core.steps import PairOptions, noised_pair, predict_both
 from ..spin_core.store import store_key
-from ..sprite_world.measure import accuracies, features, frechet_distance, measure, to_art
-from ..sprite_world.pictures import chosen_pictures, render, show
+from ..sprite_world.measure import to_art
+from ..sprite_world.pictures import show
 from ..train_core import (
+    Denoiser,
     LocalEngine,
+    MixedPrecision,
     NoiseSchedule,
+    StepReport,
     find_layers,
     lora_delta,
     scaled_linear_alphas_cumprod,
     weights_hash,
 )
+from .spin_people import Pairs
 
-FINE, FAIR, CRUDE = (0.8, 1.0), (0.6, 0.8), (0.0, 0.2)
 LAYERS = r"\.(to_q|to_k|to_v|to_out\.0|proj_out)$"  # of the LoRA
 JUDGED_CFG = 5.0
 DRAWN_AT_ONCE = 20
-SHOWN = 8  # pictures of each judged model that a person gets to see
 
 Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Method:
-    """How one model is trained. kind: sft, dpo or spin; steps: of a round, or of a baseline in a third of its training."""
+    """How one model is trained. kind: sft, dpo, kto or spin; steps: of a round, and of a baseline between two judgements.
+
+    rate, beta: of all rounds, or one a round, the last one staying. sft_rate: that of supervised fine-tuning in the first
+    `steps` steps, after which the method starts from there; 0 starts from the base. cfg: the opponent's.
+    """
 
     kind: str
-    rate: float
+    rate: float | tuple[float, ...]
     beta: float = 2000.0
     steps: int = 50
     rounds: int = 3
-    cfg: float = 3.0  # the opponent's
+    sft_rate: float = 0.0
+    cfg: float = 3.0
     share_noise: bool = True
     lora_rank: int = 0  # 0: all weights
-    rejected: tuple[float, float] = CRUDE  # the taste of the pictures that DPO turns from
+    safeguard: float | None = None
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        return self.rate if isinstance(self.rate, tuple) else (self.rate,)
+
+
+@dataclass
+class States:
+    """What a training came to: the weights after each `steps` steps, and every step's report, round by round."""
+
+    weights: list[Weights] = field(default_factory=list)
+    reports: list[tuple[int, StepReport]] = field(default_factory=list)
 
 
 class UNet:
@@ -66,26 +89,51 @@ class UNet:
         return self.module(x_t, t.float(), context=context, transformer_options=OPTIONS)
 
 
-def drawn(seed: int, tastes: tuple[float, float], number: int) -> tuple[numpy.ndarray, list[str]]:
-    """Art [N, 32, 32, 3] and captions."""
-    chosen = list(itertools.islice(chosen_pictures(seed, tastes=tastes), number))
-    return numpy.stack([render(picture)[0] for picture in chosen]), [picture.caption() for picture in chosen]
+@dataclass(frozen=True)
+class KtoStep:
+    """Diffusion-KTO's step: each picture alone, wanted or not (Li et al. 2024, arXiv 2404.04465).
+
+    Maximises U(+-(g - Q)), U the sigmoid, g = -kappa·beta·[e(theta) - e(reference)], Q = max(0, mean of g over the batch).
+    """
+
+    policy: Denoiser
+    reference: Denoiser
+    beta: float
+
+    def __call__(self, batch: PairBatch, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        wanted, unwanted, targets = noised_pair(self.policy, batch)
+        with torch.no_grad():
+            reference = predict_both(self.reference, wanted, unwanted, batch.t, batch.context)
+        policy = predict_both(self.policy, wanted, unwanted, batch.t, batch.context)
+        gains = torch.stack([self._gain(*side) for side in zip(policy, reference, targets, strict=True)])  # [2, B]
+        lead = gains - gains.mean().detach().clamp(min=0)
+        loss = 1 - torch.sigmoid(torch.stack([lead[0], -lead[1]])).mean()
+        backward(loss)
+        return {"loss": loss.detach()}
+
+    def _gain(self, policy: Tensor, reference: Tensor, target: Tensor) -> Tensor:
+        return -KAPPA * self.beta * (squared_error(policy, target) - squared_error(reference, target))
+
+
+def kto_step(player: Player, run: Run, number: int) -> KtoStep:
+    policy, reference = (MixedPrecision(model, run.engine) for model in (player.policy, player.reference))
+    return KtoStep(policy, reference, run.settings.beta[0])
 
 
 class Arena:
-    """The world, its base weights, the data, and the measures.
+    """The world, its base weights, training from them, and drawing.
 
-    real: pictures to train on; batch: pairs a step; sampling_steps: of the opponent's pictures and of the judged ones.
+    batch: pairs a step; sampling_steps: of the opponents' pictures and of the judged ones.
     """
 
-    def __init__(self, weights: Path, real: int, batch: int, sampling_steps: int):
+    def __init__(self, weights: Path, batch: int, sampling_steps: int):
         self.world = World(weights)
-        self.real, self.batch, self.sampling_steps = real, batch, sampling_steps
+        self.batch, self.sampling_steps = batch, sampling_steps
+        self.engine = LocalEngine("cpu", "bf16")
         self.network = self.world.model.model.diffusion_model
         self.base: Weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self.base_hash = weights_hash(self.base)
         self.texts: dict[str, Tensor] = {}
-        self.fine_features = features(drawn(1, FINE, 500)[0])
 
     def text(self, prompts: list[str], shape=None) -> Tensor:
         for prompt in set(prompts) - self.texts.keys():
@@ -98,16 +146,12 @@ class Arena:
             encoded = self.world.vae.encode(torch.from_numpy(show(art)).float() / 255)
         return self.world.model.model.process_latent_in(encoded).clone()
 
-    def corpus(self, seed: int, rejected_taste: tuple[float, float]) -> Corpus:
-        """Fine pictures as the real ones, and the same scenes less finely drawn for DPO."""
-        art, captions = drawn(100 + seed, FINE, self.real)
-        worse, same = drawn(100 + seed, rejected_taste, self.real)
-        if captions != same:
-            raise RuntimeError("the rejected pictures show other scenes than the fine ones")
-        real, rejected = self.latents(art), self.latents(worse)
+    def corpus(self, pairs: Pairs) -> Corpus:
+        """The winners as the real pictures, the losers for those methods that learn from both."""
+        real, rejected = self.latents(pairs.winners), self.latents(pairs.losers)
         shapes = [tuple(latent.shape) for latent in real]
-        fingerprint = store_key(seed=seed, real=self.real, rejected=list(rejected_taste))
-        return Corpus(captions, shapes, lambda i: real[i], self.text, lambda i: rejected[i], fingerprint)
+        fingerprint = store_key(captions=pairs.captions, winners=pairs.winners.tobytes().hex())
+        return Corpus(pairs.captions, shapes, lambda i: real[i], self.text, lambda i: rejected[i], fingerprint)
 
     def sample(self, weights: Weights, prompts: list[str], noise: Tensor, cfg: float) -> Tensor:
         """Latents [B, 4, 16, 16] as the host's sampler draws them with these weights."""
@@ -116,7 +160,7 @@ class Arena:
         self.network.load_state_dict(weights)
         conditions = [[[self.text(texts), {}]] for texts in (prompts, [""])]
         empty, steps = torch.zeros_like(noise), self.sampling_steps
-        with torch.no_grad():
+        with torch.no_grad(), self.engine.autocast():
             return comfy.sample.sample(
                 self.world.model, noise, steps, cfg, "euler", "normal", *conditions, empty, seed=0, disable_pbar=True
             )
@@ -130,40 +174,63 @@ class Arena:
 
         return Opponent(sample, {"steps": self.sampling_steps, "cfg": cfg}, DRAWN_AT_ONCE)
 
-    def train(self, method: Method, seed: int, folder: Path) -> list[Weights]:
-        """The weights after each round; of a baseline, after as many steps as each round has."""
+    def train(self, method: Method, pairs: Pairs, seed: int, folder: Path) -> States:
+        """One state a round; of a baseline, after as many steps as each round has.
+
+        Opponents' pictures are kept beside the folder, so that rates and kinds of labels share the base's.
+        """
         shutil.rmtree(folder, ignore_errors=True)
+        corpus, states, start = self.corpus(pairs), States(), self.base
+        if method.sft_rate:
+            first = replace(method, kind="sft", rate=method.sft_rate, rounds=1, sft_rate=0.0)
+            states = self._trained(first, corpus, seed, start, folder.with_name(f"{folder.name}-sft"))
+            start, method = states.weights[-1], replace(method, rounds=method.rounds - 1)
+        if method.rounds:
+            rest = self._trained(method, corpus, seed, start, folder)
+            states = States(states.weights + rest.weights, states.reports + rest.reports)
+        shutil.rmtree(folder, ignore_errors=True)
+        return states
+
+    def _trained(self, method: Method, corpus: Corpus, seed: int, start: Weights, folder: Path) -> States:
         model = copy.deepcopy(self.network)
-        model.load_state_dict(self.base)
-        kept: list[Weights] = []
+        model.load_state_dict(start)
+        states = States()
 
         def keep(progress: Progress) -> None:
-            if progress.report and progress.report.step % method.steps == 0:
-                kept.append({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
+            if progress.report is None:
+                return
+            states.reports.append((progress.round_number, progress.report))
+            if progress.report.step % method.steps == 0:
+                states.weights.append(copied(model.state_dict()))
 
-        baseline = method.kind != "spin"
-        settings = RoundSettings(
-            (method.steps * (method.rounds if baseline else 1),),
+        run = Run(corpus, self._settings(method, seed), self.engine, folder, keep, pictures=folder.parent / "pictures")
+        if method.lora_rank:
+            return States([self._adapted(model, method, run)])
+        frozen = copy.deepcopy(model)
+        player = FullPlayer(UNet(model), UNet(frozen), model, frozen)
+        if method.kind == "spin":
+            play(player, self.opponent(frozen.state_dict, method.cfg), run, method.rounds)
+        elif method.kind == "kto":
+            learn(player, replace(run, method="kto"), 1, kto_step, corpus.rejected, player.opponent_hash())
+        else:
+            train_baseline(player, run, method.kind)
+        return states
+
+    def _settings(self, method: Method, seed: int) -> RoundSettings:
+        steps = method.steps if method.kind == "spin" else method.steps * method.rounds
+        return RoundSettings(
+            (steps,),
             (method.beta,),
-            (method.rate,),
+            method.rates,
             self.batch,
             warmup_steps=5,
             checkpoint_every=10**6,
             share_noise=method.share_noise,
+            options=PairOptions(safeguard=method.safeguard),
             seed=seed,
         )
-        run = Run(self.corpus(seed, method.rejected), settings, LocalEngine(), folder, keep)
-        if method.lora_rank:
-            return self._adapted(model, method, run)
-        frozen = copy.deepcopy(model)
-        player = FullPlayer(UNet(model), UNet(frozen), model, frozen)
-        if baseline:
-            train_baseline(player, run, method.kind)
-        else:
-            play(player, self.opponent(frozen.state_dict, method.cfg), run, method.rounds)
-        return kept
 
-    def _adapted(self, model, method: Method, run: Run) -> list[Weights]:
+    def _adapted(self, model, method: Method, run: Run) -> Weights:
         """One round by LoRA, its adapter added to the weights."""
         if method.rounds != 1:
             raise ValueError("the arena plays a LoRA for one round: its opponent draws with the base's weights")
@@ -178,21 +245,16 @@ class Arena:
             weights[f"{name}.weight"] = (
                 weights[f"{name}.weight"] + lora_delta(layer.up, layer.down, layer.scale).detach()
             )
-        return [weights]
+        return weights
 
-    def judge(self, weights: Weights, prompts: list[str], seed: int) -> dict:
-        """Taste of each prompt's picture [P], following, Fréchet distance to fine renders, the first pictures."""
+    def draw(self, weights: Weights, prompts: list[str], seed: int, cfg: float = JUDGED_CFG) -> numpy.ndarray:
+        """A picture for each prompt: art [P, 32, 32, 3]."""
         noise = torch.randn(len(prompts), 4, 16, 16, generator=torch.Generator().manual_seed(1000 + seed))
         parts = [slice(i, i + DRAWN_AT_ONCE) for i in range(0, len(prompts), DRAWN_AT_ONCE)]
-        draw = partial(self.sample, weights, cfg=JUDGED_CFG)
+        draw = partial(self.sample, weights, cfg=cfg)
         with torch.no_grad():
-            art = to_art(self.world.vae.decode(torch.cat([draw(prompts[part], noise[part]) for part in parts])))
-        measured = measure(art, prompts)
-        followed = accuracies(measured)
-        return {
-            "taste": [one.shown["taste"] for one in measured],
-            "followed": sum(followed.values()) / len(followed),
-            "class_word": followed["class_word"],
-            "frechet": frechet_distance(features(art), self.fine_features),
-            "shown": art[:SHOWN].tolist(),
-        }
+            return to_art(self.world.vae.decode(torch.cat([draw(prompts[part], noise[part]) for part in parts])))
+
+
+def copied(weights: Weights) -> Weights:
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}

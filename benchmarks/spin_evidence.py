@@ -1,43 +1,52 @@
-"""Does self-play do what the paper claims? python -m vico_spin.benchmarks.spin_evidence [--quick] [--methods M …] [--ablations] [--json]
+"""When does self-play beat DPO? python -m vico_spin.benchmarks.spin_evidence [--quick] [--docs docs/spin] [--json]
 
-In the Sprite World, from its base, whose taste is mixed, with few finely drawn pictures as real data: supervised
-fine-tuning, Diffusion-DPO (fine over crude drawings of the same scenes), the same of close pairs (the rejected drawing
-is finer than the base's too, as in Pick-a-Pic, whose pictures are of stronger models than the one that is trained) and
-SPIN in three rounds, at equal numbers of gradient steps and of real pictures. Each method has the rate that drew the
-finest on other prompts, of those that followed them no worse than 3 points below the base; SPIN's must besides not pass
-the real pictures' own taste in its first round. Taste, following and Fréchet distance are read by the world's
-classifier; a win is a picture drawn more finely than the other model's of the same prompt and seed, its interval a
-bootstrap over prompts.
+In the Sprite World, from its base, on pairs as people make them: two independent pictures of one prompt by a stronger model
+with faults, chosen by people who look for taste, prompt and fidelity in different shares, with ties and wrong labels
+(--pairs same-scene: one creature in one scene, drawn finely and crudely). The winners are the real data of SFT and SPIN; DPO
+and KTO learn from both pictures. All methods take equal numbers of gradient steps over the same pairs; those "from SFT" take
+their first third as SFT. Each has the rate at which its pictures are worth the most to people in the mean, over its three
+thirds, on other prompts and another training seed, at label noise 0.2: rates are tried upwards until one that is at least
+2.5 times the best is worse.
 
-Every result is kept in --output as soon as it is there, and found again: a run can be cut, and several processes can
-take a method each (--methods). The tables, curves and pictures are made when all methods are there.
+Judges: taste, prompt, fidelity, people in the mean, and a preference model that learnt from 20,000 noisy choices. A win is a
+picture that the judge puts above the other model's of the same prompt and noise; intervals are bootstrapped over prompts and
+training seeds.
+
+Every training is kept in --output as the pictures that it drew, and found again: a run can be cut, several processes share
+the work of one folder, and --noise, --methods, --seeds and --real take a part of it. Documents show what the folder holds.
 """
 
 import argparse
+import fcntl
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
-import numpy
-from PIL import Image
+import numpy as np
+import torch
 
 from ..intake import write_atomically
-from ..scores import win_rate, win_rate_interval
 from ..scripts.get_host import ROOT
 from ..scripts.sprite_world_card import BASE
-from ..sprite_world.pictures import evaluation_prompts, show
-from .grid import named_rows
-from .spin_arena import FAIR, FINE, Arena, Method
+from ..sprite_world.pictures import evaluation_prompts
+from .spin_arena import Arena, Method
+from .spin_judges import CHOICES, PreferenceModel, choices, preference, train_preference_model
+from .spin_people import PAIRS, pairs, see, utility
 
-METHODS = {
+METHODS = {  # in the order in which they are run: what is from SFT needs SFT's rate
     "SFT": Method("sft", 0),
     "DPO": Method("dpo", 0),
-    "DPO of close pairs": Method("dpo", 0, rejected=FAIR),
     "SPIN": Method("spin", 0),
+    "DPO from SFT": Method("dpo", 0),
+    "SPIN from SFT": Method("spin", 0),
+    "KTO": Method("kto", 0, share_noise=False),
 }
-CLAIMED_FROM = {"SFT": 1, "DPO": 2, "DPO of close pairs": 2}  # the round from which the paper has SPIN above it
-FOLLOWING_LOSS = 0.03
-COLUMNS = ("taste", "followed", "class_word", "frechet")
+NOISES = (0.2, 0.0, 0.4, 0.1, 0.3)  # the most informative first
+SEARCHED_AT, SEARCH_SEED = 0.2, 99
+FAR = 2.5  # times the best rate: a rate beyond that is the last that is tried
 
 
 @dataclass(frozen=True)
@@ -48,48 +57,52 @@ class Sizes:
     batch: int = 16
     steps: int = 50
     rounds: int = 3
-    prompts: int = 100
+    prompts: int = 200
     search_prompts: int = 40
     sampling_steps: int = 15
-    seeds: int = 2
-    rates: tuple[float, ...] = (3e-5, 5e-5, 7e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3)
+    choices: int = CHOICES
+    rates: tuple[float, ...] = (2e-5, 4e-5, 7e-5, 1.2e-4, 2e-4, 4e-4, 7e-4, 1.2e-3, 2e-3, 4e-3)
 
 
 QUICK = Sizes(
-    real=16, batch=4, steps=4, rounds=2, prompts=12, search_prompts=8, sampling_steps=6, seeds=1, rates=(1e-4,)
+    real=16, batch=4, steps=3, rounds=2, prompts=10, search_prompts=8, sampling_steps=6, choices=600, rates=(7e-5, 3e-4)
 )
 
 
-def ablations(chosen: Method) -> dict[str, Method]:
-    """What users ask about, each beside the chosen setting, for one round."""
-    one = replace(chosen, rounds=1)
-    return {
-        "as chosen": one,
-        "beta × 1/4": replace(one, beta=one.beta / 4),
-        "beta × 4": replace(one, beta=one.beta * 4),
-        "half the steps": replace(one, steps=one.steps // 2),
-        "twice the steps": replace(one, steps=one.steps * 2),
-        "opponent at CFG 1": replace(one, cfg=1.0),
-        "opponent at CFG 5": replace(one, cfg=5.0),
-        "noise not shared": replace(one, share_noise=False),
-        "LoRA of rank 16, 10 × the rate": replace(one, lora_rank=16, rate=one.rate * 10),
-    }
+@dataclass(frozen=True)
+class Cell:
+    """One training: the pairs that it learns from, how, and by which seed."""
+
+    pairs: str
+    noise: float
+    real: int
+    name: str
+    rate: float
+    seed: int
+
+    @property
+    def file(self) -> str:
+        method = self.name.replace(" ", "_")
+        return f"{self.pairs}-{self.noise:g}-{self.real}-{method}-{self.rate:g}-{self.seed}.npz"
 
 
 class Study:
-    """Results by name, each in its file; the arena is only entered for what is missing."""
+    """Trainings by their cell, each in its file; the arena is only entered for what is missing."""
 
     def __init__(self, weights: Path, sizes: Sizes, folder: Path):
-        self.sizes, self.folder = sizes, folder
-        self.arena = Arena(weights, sizes.real, sizes.batch, sizes.sampling_steps)
+        self.sizes, self.folder, self.weights = sizes, folder, weights
+        self.worths: dict[str, float] = {}
         self.prompts = evaluation_prompts(sizes.prompts, seed=7)
         self.search_prompts = evaluation_prompts(sizes.search_prompts, seed=11)
         self._claim_folder()
 
+    @cached_property
+    def arena(self) -> Arena:
+        return Arena(self.weights, self.sizes.batch, self.sizes.sampling_steps)
+
     def _claim_folder(self) -> None:
-        named = ("seeds", "rates")  # in the results' names: more of them can be added
-        sizes = {name: value for name, value in asdict(self.sizes).items() if name not in named}
-        made_from = json.dumps({"base": self.arena.base_hash, **sizes})
+        sizes = {name: value for name, value in asdict(self.sizes).items() if name != "rates"}  # more can be added
+        made_from = json.dumps({"base": self.weights.stat().st_size, **sizes})
         path = self.folder / "plan.json"
         if path.exists() and path.read_text() != made_from:
             raise SystemExit(
@@ -97,242 +110,203 @@ class Study:
             )
         write_atomically(path, lambda partial: partial.write_text(made_from))
 
-    def result(self, name: str, make) -> dict:
-        """The named result: from its file, or made and kept."""
-        path = self.folder / f"{file_name(name)}.json"
-        if not path.exists():
-            made = make()
-            write_atomically(path, lambda partial: partial.write_text(json.dumps(made)))
-            print(name, told(made[-1] if isinstance(made, list) else made), flush=True)
-        return json.loads(path.read_text())
+    def prompts_of(self, seed: int) -> list[str]:
+        return self.search_prompts if seed == SEARCH_SEED else self.prompts
 
-    def base(self, seed: int) -> dict:
-        return self.result(f"base-{seed}", lambda: self.arena.judge(self.arena.base, self.prompts, seed))
+    # ---- what is kept
 
-    def trained(self, name: str, method: Method, seed: int) -> list[dict]:
-        """What is judged after each round."""
-        name = f"{name}-{method.rate:g}-{seed}"
+    def kept(self, file: str) -> np.ndarray | None:
+        """Art [states, P, 32, 32, 3], where it is there."""
+        path = self.folder / file
+        return np.load(path)["art"] if path.exists() else None
 
-        def make() -> list[dict]:
-            rounds = self.arena.train(method, seed, self.folder / "runs" / file_name(name))
-            return [self.arena.judge(weights, self.prompts, seed) for weights in rounds]
+    def made(self, file: str, make: Callable[[], dict[str, np.ndarray]], wait: bool = True) -> np.ndarray | None:
+        """The file's art, made where it is missing; None where another process is making it and nobody waits."""
+        with held(self.folder / "locks" / file, wait) as mine:
+            if mine and self.kept(file) is None:
+                arrays = make()
+                write_atomically(self.folder / file, lambda partial: save_arrays(partial, arrays))
+                print(file, flush=True)
+        return self.kept(file)
 
-        return self.result(name, make)
+    def base(self, seed: int) -> np.ndarray:
+        draw = lambda: {"art": self.arena.draw(self.arena.base, self.prompts_of(seed), seed)[None]}  # noqa: E731
+        return self.made(f"base-{seed}.npz", draw)
 
-    def searched(self, name: str, method: Method) -> dict:
-        name = f"search-{name}-{method.rate:g}"
+    def trained(self, cell: Cell, wait: bool = True) -> np.ndarray | None:
+        return self.made(cell.file, partial(self._train, cell), wait)
 
-        def make() -> dict:
-            [weights] = self.arena.train(method, 99, self.folder / "runs" / file_name(name))
-            return self.arena.judge(weights, self.search_prompts, 99)
+    def _train(self, cell: Cell) -> dict[str, np.ndarray]:
+        learnt_from = pairs(cell.pairs, cell.seed, cell.real, cell.noise)
+        folder = self.folder / "runs" / cell.file.removesuffix(".npz")
+        states = self.arena.train(self.method(cell), learnt_from, cell.seed, folder)
+        prompts = self.prompts_of(cell.seed)
+        losses = [[number, report.step, report.loss, report.grad_norm] for number, report in states.reports]
+        art = np.stack([self.arena.draw(weights, prompts, cell.seed) for weights in states.weights])
+        return {"art": art, "losses": np.array(losses)}
 
-        return self.result(name, make)
+    # ---- what is chosen
 
-    def chosen(self, name: str) -> Method:
-        """The finest drawing on the search's prompts among the rates, from the lowest up to where following is lost.
+    def method(self, cell: Cell) -> Method:
+        sft_rate = self.rate(cell.pairs, "SFT") if "from SFT" in cell.name else 0.0
+        return replace(
+            METHODS[cell.name], rate=cell.rate, sft_rate=sft_rate, steps=self.sizes.steps, rounds=self.sizes.rounds
+        )
 
-        SPIN's first round must moreover not pass the real pictures' own taste: the game pulls towards the data, so a
-        player that has gone beyond them comes back in the next round.
+    def search(self, kind: str, name: str, make: bool = True) -> dict[float, float]:
+        """What the pictures of each rate are worth: from the lowest up, until one far above the best is worse.
+
+        make: what is missing, or else leave it out.
         """
-        base = self.result("search-base", lambda: self.arena.judge(self.arena.base, self.search_prompts, 99))
-        taste: dict[Method, float] = {}
+        worth: dict[float, float] = {}
         for rate in self.sizes.rates:
-            method = replace(METHODS[name], rate=rate, steps=self.sizes.steps, rounds=1)
-            found = self.searched(name, method)
-            if found["followed"] < base["followed"] - FOLLOWING_LOSS:
+            found = self.worth(searched(kind, name, rate, self.sizes), make)
+            if found is None:
+                continue
+            worth[rate] = found
+            if rate >= FAR * max(worth, key=worth.get):
                 break
-            taste[method] = numpy.mean(found["taste"])
-        fit = [method for method in taste if method.kind != "spin" or taste[method] <= numpy.mean(FINE)]
-        if not fit:
-            raise SystemExit(f"no rate fits {name}: all of them lose the prompt or overshoot; try smaller ones")
-        return replace(max(fit, key=taste.get), rounds=self.sizes.rounds)
+        return worth
 
-    def methods(self, names: tuple[str, ...]) -> dict[str, Method]:
-        """Searches and trains these; returns what was chosen."""
-        chosen = {name: self.chosen(name) for name in names}
-        for seed in range(self.sizes.seeds):
-            self.base(seed)
-            for name, method in chosen.items():
-                self.trained(name, method, seed)
-        return chosen
+    def worth(self, cell: Cell, make: bool) -> float | None:
+        """What people in the mean find the pictures of all states worth."""
+        if cell.file not in self.worths:
+            art = self.trained(cell) if make else self.kept(cell.file)
+            if art is None:
+                return None
+            self.worths[cell.file] = float(np.mean([utility(see(state, self.search_prompts)) for state in art]))
+        return self.worths[cell.file]
 
-    def over_seeds(self, results: list[dict]) -> dict:
-        """One model under several training seeds: tastes [P, S] side by side, the rest as means."""
-        means = {name: float(numpy.mean([found[name] for found in results])) for name in COLUMNS}
-        return means | {"tastes": numpy.array([found["taste"] for found in results]).T}
+    def rate(self, kind: str, name: str, make: bool = True) -> float | None:
+        """The best of the search; None where nothing of it is there."""
+        worth = self.search(kind, name, make)
+        return max(worth, key=worth.get, default=None)
 
-    def models(self, chosen: dict[str, Method]) -> dict[str, list[dict]]:
-        """Of the base its one state, of each method that after each round: {"base": [·], "SFT": [·, ·, ·], …}."""
-        seeds = range(self.sizes.seeds)
-        found = {"base": [self.over_seeds([self.base(seed) for seed in seeds])]}
-        for name, method in chosen.items():
-            runs = [self.trained(name, method, seed) for seed in seeds]
-            found[name] = [self.over_seeds(list(states)) for states in zip(*runs, strict=True)]
-        return found
+    # ---- the judge that learns
 
+    @cached_property
+    def preferred(self) -> Callable:
+        """The preference model as judge: kept with what it learnt from, trained again where there is more."""
+        pools = self.pools()
+        path, files = self.folder / "preference.pt", sorted(pools)
+        kept = torch.load(path, weights_only=True) if path.exists() else {}
+        if kept.get("files") != files:
+            kept = self._train_preference(pools, files)
+            write_atomically(path, lambda partial: torch.save(kept, partial))
+        model = PreferenceModel(kept["words"])
+        model.load_state_dict(kept["weights"])
+        self.agreement = kept["agreement"]
+        return partial(preference, model.eval())
 
-def file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+    def pools(self) -> dict[str, np.ndarray]:
+        """Art [states, P, 32, 32, 3] of everything drawn for the search's prompts, by file."""
+        found = {f"base-{seed}.npz": self.base(seed) for seed in (SEARCH_SEED,)}
+        paths = sorted(self.folder.glob(f"*-{SEARCH_SEED}.npz"))
+        return found | {path.name: self.kept(path.name) for path in paths}
 
-
-def row_name(name: str, number: int, steps: int) -> str:
-    """Of the state after so many rounds of so many steps."""
-    return f"{name} round {number} ({number * steps} steps)" if name == "SPIN" else f"{name} ({number * steps} steps)"
-
-
-def rows_of(models: dict[str, list[dict]], steps: int) -> dict[str, dict]:
-    """Every state by its row's name."""
-    rows = {"base": models["base"][0]}
-    for name in METHODS:
-        rows |= {row_name(name, number, steps): state for number, state in enumerate(models[name], start=1)}
-    return rows
+    def _train_preference(self, pools: dict[str, np.ndarray], files: list[str]) -> dict:
+        art = np.concatenate(list(pools.values()))  # [states, P, 32, 32, 3]
+        by_caption = {prompt: art[:, place] for place, prompt in enumerate(self.search_prompts)}
+        model, agreement = train_preference_model(choices(by_caption, self.sizes.choices, 0))
+        return {"files": files, "words": list(model.places), "weights": model.state_dict(), "agreement": agreement}
 
 
-def told(found: dict) -> str:
-    return f"taste {numpy.mean(found['taste']):.3f}, followed {found['followed']:.3f}, Fréchet {found['frechet']:.1f}"
+def searched(kind: str, name: str, rate: float, sizes: Sizes) -> Cell:
+    return Cell(kind, SEARCHED_AT, sizes.real, name, rate, SEARCH_SEED)
 
 
-def compared(a: dict, b: dict) -> dict:
-    """a's wins over b with their interval."""
-    low, high = win_rate_interval(a["tastes"], b["tastes"])
-    return {"win": win_rate(a["tastes"], b["tastes"]), "low": low, "high": high}
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:  # numpy would add .npz to a path's name
+        np.savez_compressed(file, **arrays)
 
 
-def as_cells(found: dict) -> str:
-    return f"{found['win']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+@contextmanager
+def held(path: Path, wait: bool) -> Iterator[bool]:
+    """Whether this process may make what the path stands for; a process that ends lets go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
-def as_markdown(models: dict[str, dict]) -> str:
-    lines = [
-        "| model | taste | prompt | class word | Fréchet | wins over the base |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, found in models.items():
-        wins = "" if name == "base" else as_cells(compared(found, models["base"]))
-        followed, word = f"{found['followed']:.3f}", f"{found['class_word']:.3f}"
-        lines.append(f"| {name} | {found['taste']:.3f} | {followed} | {word} | {found['frechet']:.1f} | {wins} |")
-    return "\n".join(lines)
+# ---- the work ------------------------------------------------------------------------------------------------------
 
 
-def duels(models: dict[str, list[dict]], steps: int) -> dict[str, dict[str, dict]]:
-    """SPIN against each baseline at equal steps, round by round: {baseline: {duel: wins}}."""
-    rounds = list(enumerate(models["SPIN"], start=1))
-    return {
-        other: {
-            f"{row_name('SPIN', number, steps)} over {row_name(other, number, steps)}": compared(
-                spin, models[other][number - 1]
-            )
-            for number, spin in rounds
-        }
-        for other in METHODS
-        if other != "SPIN"
-    }
+@dataclass(frozen=True)
+class Part:
+    """Which trainings: all of them, by default."""
+
+    pairs: tuple[str, ...]
+    noises: tuple[float, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    reals: tuple[int, ...]
+
+    def cells(self, study: Study) -> Iterator[Cell]:
+        """The most informative first: one training seed over everything, then the others."""
+        for seed in self.seeds:
+            for kind in self.pairs:
+                for noise in self.noises:
+                    for name in self.methods:
+                        yield Cell(kind, noise, study.sizes.real, name, study.rate(kind, name), seed)
+        for seed in self.seeds:
+            for real in self.reals:
+                yield Cell("independent", SEARCHED_AT, real, "DPO", study.rate("independent", "DPO"), seed)
 
 
-def verdict(found: dict[str, dict[str, dict]]) -> dict[str, bool]:
-    """The paper's claims: above SFT from round 1, above DPO from round 2, intervals apart from one half."""
-    above = {other: [duel["low"] > 0.5 for duel in by_round.values()] for other, by_round in found.items()}
-    return {
-        f"SPIN above {other} from round {CLAIMED_FROM[other]}": all(rounds[CLAIMED_FROM[other] - 1 :])
-        for other, rounds in above.items()
-    }
+def work(study: Study, part: Part) -> None:
+    """Trains what is missing; a training that another process is at is waited for last."""
+    for kind in part.pairs:
+        for name in part.methods:
+            print(kind, name, told(study.search(kind, name)), flush=True)
+    study.base(SEARCH_SEED)
+    for seed in part.seeds:
+        study.base(seed)
+    for wait in (False, True):
+        for cell in part.cells(study):
+            study.trained(cell, wait)
 
 
-def draw_curves(models: dict[str, list[dict]], sizes: Sizes, path: Path) -> None:
-    """Taste and wins over the base by the number of steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (taste, wins) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    steps = [sizes.steps * number for number in range(sizes.rounds + 1)]
-    [base] = models["base"]
-    for name in METHODS:
-        taste.plot(steps, [state["taste"] for state in (base, *models[name])], marker="o", label=name)
-        against = [compared(state, base) for state in models[name]]
-        spread = [[a["win"] - a["low"] for a in against], [a["high"] - a["win"] for a in against]]
-        wins.errorbar(steps[1:], [a["win"] for a in against], yerr=spread, marker="o", capsize=3, label=name)
-    wins.axhline(0.5, color="grey", linewidth=0.8)
-    taste.set(xlabel="gradient steps", ylabel="taste")
-    wins.set(xlabel="gradient steps", ylabel="wins over the base")
-    taste.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def draw_pictures(rows: dict[str, dict], path: Path) -> None:
-    """The same prompts and noise, a row a model."""
-    shown = {name: show(numpy.array(found["shown"], dtype=numpy.uint8)) for name, found in rows.items()}
-    strips = {name: Image.fromarray(numpy.concatenate(list(pictures), 1)) for name, pictures in shown.items()}
-    named_rows(strips, label=150).save(path, optimize=True)
-
-
-def write_documents(study: Study, chosen: dict[str, Method], docs: Path) -> dict:
-    """Table, curves and pictures into docs; returns all numbers."""
-    sizes, models = study.sizes, study.models(chosen)
-    rows, against = rows_of(models, sizes.steps), duels(models, sizes.steps)
-    table = "\n".join([as_markdown(rows), "", "| duel | wins |", "| --- | --- |"])
-    for duel in against.values():
-        table += "".join(f"\n| {name} | {as_cells(wins)} |" for name, wins in duel.items())
-    said = ", ".join(f"{name} {method.rate:g}" for name, method in chosen.items())
-    text = (
-        f"{table}\n\n{sizes.real} real pictures, {sizes.batch} pairs a step, {sizes.prompts} prompts, {sizes.seeds} training seeds; "
-        f"pictures by Euler, {sizes.sampling_steps} steps; beta {chosen['SPIN'].beta:g}. Rates, chosen on other prompts: {said}.\n"
-    )
-    docs.mkdir(parents=True, exist_ok=True)
-    (docs / "spin_evidence.md").write_text(text, encoding="utf-8")
-    draw_curves(models, sizes, docs / "spin_evidence.png")
-    shown = {"base": study.base(0)} | {
-        row_name(name, sizes.rounds, sizes.steps): study.trained(name, method, 0)[-1] for name, method in chosen.items()
-    }
-    draw_pictures(shown, docs / "spin_evidence_pictures.png")
-    print(text)
-    plain = {name: {k: v for k, v in state.items() if k != "tastes"} for name, state in rows.items()}
-    return {"models": plain, "duels": against, "claims": verdict(against)}
-
-
-def write_ablations(study: Study, chosen: Method, docs: Path) -> None:
-    """A row a variant of SPIN's first round, one seed."""
-    base = study.over_seeds([study.base(0)])
-    rows = {"base": base}
-    for name, method in ablations(chosen).items():
-        rows[name] = study.over_seeds(study.trained(f"ablation-{name}", method, 0))
-    text = f"{as_markdown(rows)}\n\nOne round at rate {chosen.rate:g}, one seed.\n"
-    docs.mkdir(parents=True, exist_ok=True)
-    (docs / "spin_ablations.md").write_text(text, encoding="utf-8")
-    print(text)
+def told(worth: dict[float, float]) -> str:
+    return ", ".join(f"{rate:g}: {value:.3f}" for rate, value in worth.items())
 
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small: does it all run?")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS), help="only these; no table")
-    parser.add_argument("--ablations", action="store_true", help="SPIN's variants instead, one round each")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["independent", "same-scene"])
+    parser.add_argument("--noise", nargs="+", type=float, default=NOISES, help="shares of wrong labels")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), help="training seeds")
+    parser.add_argument("--real", nargs="*", type=int, default=(128, 256, 512), help="numbers of pairs for DPO alone")
+    parser.add_argument("--rates", nargs="+", type=float, default=Sizes().rates, help="learning rates to choose from")
+    parser.add_argument("--tables", action="store_true", help="only the documents of what is there")
     parser.add_argument("--weights", type=Path, default=BASE)
     parser.add_argument(
         "--output", type=Path, default=ROOT / "output" / "spin_evidence", help="folder of the raw results"
     )
-    parser.add_argument("--docs", type=Path, help="folder for tables, curves and pictures (default: --output)")
+    parser.add_argument("--docs", type=Path, help="folder for tables, figures and pictures (default: --output)")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser.parse_args()
 
 
 def main() -> None:
+    from .spin_documents import write_documents
+
     options = parse_options()
     folder = options.output / ("quick" if options.quick else "full")
-    study = Study(options.weights, QUICK if options.quick else Sizes(), folder)
-    if options.ablations:
-        write_ablations(study, study.chosen("SPIN"), options.docs or folder)
-        return
-    chosen = study.methods(tuple(options.methods))
-    if chosen.keys() != METHODS.keys():
-        return
-    found = write_documents(study, chosen, options.docs or folder)
-    for claim, holds in found["claims"].items():
-        print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
+    sizes = QUICK if options.quick else replace(Sizes(), rates=tuple(sorted(options.rates)))
+    study = Study(options.weights, sizes, folder)
+    part = Part(*map(tuple, (options.pairs, options.noise, options.methods, options.seeds, options.real)))
+    if not options.tables:
+        work(study, part)
+    found = write_documents(study, options.docs or folder)
     if options.json:
-        print(json.dumps(found | {"chosen": {kind: asdict(method) for kind, method in chosen.items()}}))
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,295 @@
+"""The evidence's tables, figures and pictures, and its numbers, out of what a study's folder holds."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..sprite_world.measure import accuracies, measure
+from ..sprite_world.pictures import show
+from .grid import named_rows
+from .spin_evidence import METHODS, NOISES, SEARCH_SEED, SEARCHED_AT, Cell, Study, searched, told
+from .spin_judges import frechet, judged, win
+from .spin_people import PAIRS, agreement
+
+JUDGES = ("taste", "prompt", "fidelity", "people", "preference model")
+DUELS = (("SPIN", "SFT"), ("SPIN", "DPO"), ("SPIN", "DPO from SFT"), ("SPIN", "KTO"), ("SPIN from SFT", "DPO from SFT"))
+CLAIMED = {"SFT": 1, "DPO": 2}  # the round from which the paper has SPIN above it
+SHOWN = 8  # pictures a model in the grid
+
+
+@dataclass(frozen=True)
+class State:
+    """A model after one third of its training, under the training seeds that are there: by judge [P, S], Fréchet distances."""
+
+    seeds: tuple[int, ...]
+    by_judge: dict[str, np.ndarray]
+    frechet: float
+    class_word: float
+
+    def under(self, seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
+        places = [self.seeds.index(seed) for seed in seeds]
+        return {judge: values[:, places] for judge, values in self.by_judge.items()}
+
+
+def duel(a: State, b: State) -> dict[str, dict]:
+    """a's wins over b before each judge, under the seeds that both have."""
+    seeds = tuple(sorted(set(a.seeds) & set(b.seeds)))
+    if not seeds:
+        return {}
+    first, second = a.under(seeds), b.under(seeds)
+    return {judge: win(first[judge], second[judge]) for judge in JUDGES}
+
+
+class Findings:
+    """What a study's folder says."""
+
+    def __init__(self, study: Study):
+        self.study, self.known = study, {}
+
+    def state(self, arts: dict[int, np.ndarray]) -> State:
+        """One model's pictures by training seed before the judges."""
+        study, seeds = self.study, tuple(sorted(arts))
+        seen = [judged(arts[seed], study.prompts, study.preferred) for seed in seeds]
+        words = [accuracies(measure(arts[seed], study.prompts))["class_word"] for seed in seeds]
+        return State(
+            seeds,
+            {judge: np.stack([one[judge] for one in seen], axis=1) for judge in JUDGES},
+            float(np.mean([frechet(arts[seed]) for seed in seeds])),
+            float(np.mean(words)),
+        )
+
+    def base(self) -> State:
+        seeds = [seed for seed in range(10) if self.study.kept(f"base-{seed}.npz") is not None]
+        return self.state({seed: self.study.kept(f"base-{seed}.npz")[0] for seed in seeds})
+
+    def states(self, kind: str, noise: float, name: str, real: int | None = None) -> list[State]:
+        """After each third; empty where nothing was trained."""
+        key = (kind, noise, name, real)
+        if key not in self.known:
+            self.known[key] = self._states(kind, noise, name, real or self.study.sizes.real)
+        return self.known[key]
+
+    def _states(self, kind: str, noise: float, name: str, real: int) -> list[State]:
+        rate = self.study.rate(kind, name, make=False)
+        if rate is None:
+            return []
+        arts = {seed: self.study.kept(Cell(kind, noise, real, name, rate, seed).file) for seed in range(10)}
+        arts = {seed: art for seed, art in arts.items() if art is not None}
+        thirds = range(self.study.sizes.rounds) if arts else ()
+        return [self.state({seed: art[third] for seed, art in arts.items()}) for third in thirds]
+
+    def duels(self, kind: str, noise: float) -> dict[str, dict]:
+        """{"SPIN over DPO round 2": {judge: {win, low, high, …}}}, at equal steps."""
+        found = {}
+        for a, b in DUELS:
+            pairs = zip(self.states(kind, noise, a), self.states(kind, noise, b), strict=False)
+            for number, (first, second) in enumerate(pairs, start=1):
+                if against := duel(first, second):
+                    found[f"{a} over {b} round {number}"] = against
+        return found
+
+    def all_duels(self) -> dict[str, dict[str, dict]]:
+        found = {kind: {f"{noise:g}": self.duels(kind, noise) for noise in sorted(NOISES)} for kind in PAIRS}
+        return {kind: {n: duels for n, duels in by_noise.items() if duels} for kind, by_noise in found.items()}
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def cell_text(found: dict) -> str:
+    return f"{found['win']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def table(head: tuple[str, ...], rows: list[tuple]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def state_name(name: str, number: int, steps: int) -> str:
+    return f"{name} round {number}" if name == "SPIN" else f"{name} ({number * steps} steps)"
+
+
+def state_row(name: str, state: State, base: State) -> tuple:
+    mean = {judge: values.mean() for judge, values in state.by_judge.items()}
+    wins = "" if state is base else cell_text(duel(state, base)["preference model"])
+    return (
+        name,
+        f"{mean['taste']:.3f}",
+        f"{mean['prompt']:.3f}",
+        f"{state.class_word:.3f}",
+        f"{-mean['fidelity']:.1f}",
+        f"{state.frechet:.0f}",
+        f"{mean['people'] - base.by_judge['people'].mean():+.2f}",
+        wins,
+        len(state.seeds),
+    )
+
+
+def model_table(found: Findings, kind: str, noise: float, base: State) -> str:
+    head = ("model", "taste", "prompt", "class word", "distance", "Fréchet", "people", "wins over the base", "seeds")
+    rows = [state_row("base", base, base)]
+    for name in METHODS:
+        for number, state in enumerate(found.states(kind, noise, name), start=1):
+            rows.append(state_row(state_name(name, number, found.study.sizes.steps), state, base))
+    return table(head, rows)
+
+
+def duel_table(duels: dict[str, dict]) -> str:
+    rows = [(name, *(cell_text(by_judge[judge]) for judge in JUDGES)) for name, by_judge in duels.items()]
+    return table(("duel", *JUDGES), rows)
+
+
+def noise_table(by_noise: dict[str, dict], name: str) -> str:
+    rows = [
+        (noise, *(cell_text(duels[name][judge]) for judge in JUDGES), duels[name]["taste"]["seeds"])
+        for noise, duels in by_noise.items()
+        if name in duels
+    ]
+    return table(("label noise", *JUDGES, "seeds"), rows)
+
+
+def rate_table(study: Study, kind: str) -> str:
+    """Every rate that was tried, and what its pictures were worth."""
+    rows = [(name, told(study.search(kind, name, make=False))) for name in METHODS]
+    return table(("method", "rate: worth to people in the mean"), [row for row in rows if row[1]])
+
+
+def data_table(found: Findings, base: State) -> str:
+    """DPO by the number of its pairs, after two thirds of its steps, beside SPIN's round 2."""
+    spin = found.states("independent", SEARCHED_AT, "SPIN")
+    rows = []
+    for real in (found.study.sizes.real, 128, 256, 512):
+        states = found.states("independent", SEARCHED_AT, "DPO", real)
+        if states and spin and (against := duel(spin[1], states[1])):
+            mean = states[1].by_judge["people"].mean() - base.by_judge["people"].mean()
+            rows.append((real, f"{mean:+.2f}", *(cell_text(against[judge]) for judge in JUDGES)))
+    return table(("pairs of DPO", "people", *(f"SPIN wins, {judge}" for judge in JUDGES)), rows)
+
+
+def verdicts(duels: dict[str, dict]) -> list[str]:
+    """The paper's claims, judge by judge: the round from which SPIN is above, intervals apart from one half."""
+    said = []
+    for other, first in CLAIMED.items():
+        rounds = [duels[name] for name in duels if name.startswith(f"SPIN over {other} round ")][first - 1 :]
+        for judge in JUDGES if rounds else ():
+            ends = [(one[judge]["low"], one[judge]["high"]) for one in rounds]
+            word = "holds" if all(low > 0.5 for low, _ in ends) else "is open"
+            word = "does not hold" if any(high < 0.5 for _, high in ends) else word
+            said.append(f"SPIN above {other} from round {first}, by {judge}: {word}")
+    return said
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def new_figure(columns: int, width: float = 4.6):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt, *plt.subplots(1, columns, figsize=(width * columns, 3.6), layout="constrained", squeeze=False)
+
+
+def draw_front(study: Study, path: Path, kind: str = "independent") -> None:
+    """Preference against fidelity on the search's prompts: one point a method and rate, after all steps."""
+    base = study.kept(f"base-{SEARCH_SEED}.npz")
+    plt, figure, [axes] = new_figure(2)
+    start = judged(base[0], study.search_prompts, study.preferred)
+    for name in METHODS:
+        rates = list(study.search(kind, name, make=False))
+        arts = [study.kept(searched(kind, name, rate, study.sizes).file)[-1] for rate in rates]
+        shown = [judged(art, study.search_prompts, study.preferred) for art in arts]
+        y = [win(one["preference model"][:, None], start["preference model"][:, None])["win"] for one in shown]
+        draw_rates(axes[0], name, rates, [one["fidelity"].mean() for one in shown], y)
+        draw_rates(axes[1], name, rates, [frechet(art) for art in arts], y)
+    axes[0].axvline(start["fidelity"].mean(), color="grey", linewidth=0.8)
+    axes[1].axvline(frechet(base[0]), color="grey", linewidth=0.8)
+    axes[1].invert_xaxis()
+    axes[0].set(xlabel="fidelity: minus the distance to the true scene", ylabel="wins over the base, preference model")
+    axes[1].set(xlabel="Fréchet distance to fine pictures (better to the right)")
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_rates(ax, name: str, rates: list[float], x: list[float], y: list[float]) -> None:
+    ax.plot(x, y, marker="o", label=name)
+    for rate, *place in zip(rates, x, y, strict=True):
+        ax.annotate(f"{rate:g}", place, fontsize=6, xytext=(3, 3), textcoords="offset points")
+
+
+def draw_crossover(by_noise: dict[str, dict], path: Path) -> None:
+    """SPIN's wins over DPO by label noise, rounds 2 and 3, a line a judge."""
+    plt, figure, [axes] = new_figure(2)
+    for ax, number in zip(axes, (2, 3), strict=True):
+        name = f"SPIN over DPO round {number}"
+        found = {float(noise): duels[name] for noise, duels in by_noise.items() if name in duels}
+        for place, judge in enumerate(JUDGES):
+            wins = [duels[judge] for duels in found.values()]
+            spread = [[one["win"] - one["low"] for one in wins], [one["high"] - one["win"] for one in wins]]
+            x = [noise + 0.004 * (place - 2) for noise in found]
+            ax.errorbar(x, [one["win"] for one in wins], yerr=spread, marker="o", capsize=2, label=judge)
+        ax.axhline(0.5, color="grey", linewidth=0.8)
+        ax.set(xlabel="share of wrong labels", ylabel=f"{name}: wins", ylim=(0, 1))
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_pictures(study: Study, path: Path) -> None:
+    """The same prompts and noise, a row a model, after all steps at the search's noise."""
+    seed = min((s for s in range(10) if study.kept(f"base-{s}.npz") is not None), default=0)
+    rows = {"base": study.kept(f"base-{seed}.npz")[0]}
+    for name in METHODS:
+        rate = study.rate("independent", name, make=False)
+        art = rate and study.kept(Cell("independent", SEARCHED_AT, study.sizes.real, name, rate, seed).file)
+        if art is not None:
+            rows[name] = art[-1]
+    strips = {name: Image.fromarray(np.concatenate(list(show(art[:SHOWN])), 1)) for name, art in rows.items()}
+    named_rows(strips, label=150).save(path, optimize=True)
+
+
+# ---- all of it -----------------------------------------------------------------------------------------------------
+
+
+def write_documents(study: Study, docs: Path) -> dict:
+    """Tables, figures, pictures and numbers into docs; returns the numbers."""
+    docs.mkdir(parents=True, exist_ok=True)
+    found = Findings(study)
+    duels, base = found.all_duels(), found.base()
+    text = as_markdown(found, duels, base)
+    (docs / "spin_evidence.md").write_text(text, encoding="utf-8")
+    (docs / "spin_evidence.json").write_text(json.dumps(duels, indent=1) + "\n", encoding="utf-8")
+    draw_front(study, docs / "spin_front.png")
+    draw_crossover(duels["independent"], docs / "spin_crossover.png")
+    draw_pictures(study, docs / "spin_evidence_pictures.png")
+    print(text)
+    return duels
+
+
+def as_markdown(found: Findings, duels: dict, base: State) -> str:
+    study, sizes = found.study, found.study.sizes
+    parts = []
+    for kind, by_noise in duels.items():
+        for noise, by_name in by_noise.items():
+            parts += [f"## Pairs: {kind}, label noise {noise}", model_table(found, kind, float(noise), base)]
+            parts += [duel_table(by_name), "\n".join(f"- {line}" for line in verdicts(by_name))]
+    for kind, by_noise in duels.items():
+        for number in range(1, sizes.rounds + 1):
+            name = f"SPIN over DPO round {number}"
+            parts += [f"## {name} by label noise, pairs: {kind}", noise_table(by_noise, name)]
+    parts += ["## DPO's data", data_table(found, base)]
+    parts += [f"## Rates tried, pairs: {kind}\n\n{rate_table(study, kind)}" for kind in duels]
+    told_by = ", ".join(f"{name} {value:.3f}" for name, value in agreement(SEARCHED_AT).items())
+    parts.append(
+        f"{sizes.real} pairs, {sizes.batch} a step, {sizes.prompts} prompts; Euler, {sizes.sampling_steps} steps, bfloat16. "
+        f"distance: to the nearest drawing of the prompt's true scene; people: what people in the mean gain over the base, in "
+        f"standard deviations of what they see. At label noise {SEARCHED_AT:g}: {told_by}. Preference model, held out: "
+        + ", ".join(f"{name} {value:.3g}" for name, value in study.agreement.items())
+        + ". Intervals: prompts and training seeds resampled; with one seed, prompts alone."
+    )
+    return "\n\n".join(parts) + "\n"

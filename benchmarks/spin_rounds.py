@@ -1,0 +1,230 @@
+"""Why does self-play not rise in every round? python -m vico_spin.benchmarks.spin_rounds [--quick] [--docs docs/spin]
+
+Six rounds in the Sprite World on pairs as people make them (see spin_evidence; their winners are the real data), as a user
+would play them and with one thing changed: smaller rates after round 1, fewer steps, the safeguard. Beside the taste of what
+the player draws stand its opponent's, the four errors, the margin z and its gradient weight, the drift, the two sides'
+gradients apart, and whether a round's change of the weights goes back on the last one's.
+
+Every variant is kept in --output as soon as it is there, and found again; several processes share the work of one folder.
+"""
+
+import argparse
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..scripts.get_host import ROOT
+from ..scripts.sprite_world_card import BASE
+from ..spin_core.batches import PairBatch
+from ..spin_core.objectives import pair_logits, squared_error
+from ..spin_core.steps import noised_pair, predict_both
+from ..sprite_world.pictures import evaluation_prompts
+from ..train_core import keyed_generator, write_atomically
+from .spin_arena import Arena, Method, States, UNet, Weights
+from .spin_documents import new_figure, table
+from .spin_evidence import held, save_arrays
+from .spin_judges import frechet
+from .spin_people import Pairs, pairs, see
+
+PLAYED = Method("spin", 7e-5, rounds=6)
+VARIANTS = {
+    "as played": PLAYED,
+    "a third of the steps": replace(PLAYED, steps=17),
+    "safeguard": replace(PLAYED, safeguard=0.0),
+    "rate halved each round": replace(PLAYED, rate=tuple(PLAYED.rate / 2**number for number in range(6))),
+    "quarter rate from round 2": replace(PLAYED, rate=(PLAYED.rate, PLAYED.rate / 4)),
+}
+SHOWN = (  # of the step's metrics
+    "error_policy_real",
+    "error_policy_generated",
+    "error_reference_real",
+    "error_reference_generated",
+    "z",
+    "weight",
+    "drift",
+)
+PROBED = 32  # pairs that gradients are taken over
+REAL, NOISE, SEED = 64, 0.2, 0
+
+
+def run(arena: Arena, method: Method, prompts: list[str], folder: Path) -> dict[str, np.ndarray]:
+    """Pictures of every state [R + 1, P, …] and of every opponent [R, N, …], metrics [R, steps, 7], gradients, turns."""
+    learnt_from = pairs("independent", SEED, REAL, NOISE)
+    states = arena.train(method, learnt_from, SEED, folder)
+    weights = [arena.base, *states.weights]
+    opponents = [arena.draw(w, learnt_from.captions, 50 + SEED, method.cfg) for w in weights[:-1]]
+    return {
+        "art": np.stack([arena.draw(w, prompts, SEED) for w in weights]),
+        "opponents": np.stack(opponents),
+        "metrics": metrics(states, method.rounds),
+        "gradients": np.array(
+            [probed(arena, learnt_from, opponents[k], weights[k], weights[k : k + 2]) for k in range(method.rounds)]
+        ),
+        "turns": np.array(turns(weights)),
+    }
+
+
+def metrics(states: States, rounds: int) -> np.ndarray:
+    by_round = [[report for number, report in states.reports if number == k] for k in range(1, rounds + 1)]
+    return np.array([[[report.metrics[name] for name in SHOWN] for report in reports] for reports in by_round])
+
+
+def turns(weights: list[Weights]) -> list[float]:
+    """Cosine between each round's change of the weights and the last round's: below 0, it goes back."""
+    flat = [torch.cat([tensor.flatten().double() for tensor in w.values()]) for w in weights]
+    moved = [after - before for before, after in pairwise(flat)]
+    return [torch.cosine_similarity(a, b, dim=0).item() for a, b in pairwise(moved)]
+
+
+def probed(arena: Arena, learnt_from: Pairs, drawn: np.ndarray, opponent: Weights, players: list[Weights]) -> list:
+    """For the player at a round's start and end: norms of the winner's and the loser's gradient, and their cosine."""
+    captions, generator = learnt_from.captions[:PROBED], keyed_generator(SEED, "probe")
+    real, other = arena.latents(learnt_from.winners[:PROBED]), arena.latents(drawn[:PROBED])
+    noise = torch.randn(real.shape, generator=generator)
+    t = torch.randint(1000, (len(captions),), generator=generator)
+    batch = PairBatch(real, other, arena.text(captions), t, noise, noise)
+    with torch.no_grad():
+        arena.network.load_state_dict(opponent)
+        reference = errors(arena, batch)
+    return [sides(arena, batch, reference, weights) for weights in players]
+
+
+def errors(arena: Arena, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """Of the network as it is, on the real and on the generated pictures."""
+    model = UNet(arena.network)
+    real, other, targets = noised_pair(model, batch)
+    predictions = predict_both(model, real, other, batch.t, batch.context)
+    return tuple(squared_error(p, y) for p, y in zip(predictions, targets, strict=True))
+
+
+def sides(arena: Arena, batch: PairBatch, reference: tuple[Tensor, Tensor], weights: Weights) -> list[float]:
+    """The loss's gradient is the winner's minus the loser's, each weighted by sigma(-z)."""
+    arena.network.load_state_dict(weights)
+    parameters = list(arena.network.requires_grad_(True).parameters())
+    winner, loser = errors(arena, batch)
+    weight = torch.sigmoid(-pair_logits((winner, loser, *reference), PLAYED.beta)).detach()
+    gradients = [torch.autograd.grad((weight * e).mean(), parameters, retain_graph=True) for e in (winner, loser)]
+    arena.network.requires_grad_(False)
+    a, b = (torch.cat([g.flatten() for g in side]) for side in gradients)
+    return [a.norm().item(), b.norm().item(), torch.cosine_similarity(a, b, dim=0).item()]
+
+
+# ---- documents -----------------------------------------------------------------------------------------------------
+
+
+def rows_of(name: str, found: dict[str, np.ndarray], prompts: list[str], captions: list[str]) -> list[tuple]:
+    """A row a round: what the player draws and what its opponent drew, errors from first to last steps, gradients."""
+    rows = []
+    for k, metric in enumerate(found["metrics"]):
+        early, late = (dict(zip(SHOWN, metric[part].mean(0), strict=True)) for part in (slice(10), slice(-10, None)))
+        real, generated = (early[f"error_reference_{side}"] for side in ("real", "generated"))
+        drift = [late[f"error_policy_{s}"] - late[f"error_reference_{s}"] for s in ("real", "generated")]
+        (w0, l0, c0), (w1, l1, c1) = found["gradients"][k]
+        rows.append(
+            (
+                name if k == 0 else "",
+                k + 1,
+                f"{see(found['opponents'][k], captions)[:, 0].mean():.3f}",
+                f"{see(found['art'][k + 1], prompts)[:, 0].mean():.3f}",
+                f"{frechet(found['art'][k + 1]):.0f}",
+                f"{real:.4f}, {generated:.4f}",
+                f"{drift[0]:+.4f}, {drift[1]:+.4f}",
+                f"{late['z']:.1f}",
+                f"{late['weight']:.2f}",
+                f"{late['drift']:.4f}",
+                f"{l0 / w0:.2f} ({c0:.2f})",
+                f"{l1 / w1:.2f} ({c1:.2f})",
+                "" if k == 0 else f"{found['turns'][k - 1]:+.2f}",
+            )
+        )
+    return rows
+
+
+HEAD = (
+    "variant",
+    "round",
+    "opponent's taste",
+    "player's taste",
+    "Fréchet",
+    "opponent's error: real, generated",
+    "player's beyond it, last 10 steps: real, generated",
+    "z",
+    "weight",
+    "drift",
+    "loser's / winner's gradient (cosine) at the start",
+    "at the end",
+    "turn",
+)
+
+
+def write_documents(found: dict[str, dict], prompts: list[str], docs: Path) -> None:
+    learnt_from = pairs("independent", SEED, REAL, NOISE)
+    goal = float(see(learnt_from.winners, learnt_from.captions)[:, 0].mean())
+    rows = [row for name, one in found.items() for row in rows_of(name, one, prompts, learnt_from.captions)]
+    text = table(HEAD, rows) + (
+        f"\n\n{REAL} pairs at label noise {NOISE:g}, whose winners' taste is {goal:.3f}; one training seed, {len(prompts)} "
+        f"prompts, rate {PLAYED.rate:g}, beta {PLAYED.beta:g}, {PLAYED.steps} steps a round. The player's taste at CFG 5, the "
+        "opponent's at its own CFG 3. turn: cosine of the change of the weights with the last round's.\n"
+    )
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "spin_rounds.md").write_text(text, encoding="utf-8")
+    draw(found, prompts, goal, docs / "spin_rounds.png")
+    print(text)
+
+
+def draw(found: dict[str, dict], prompts: list[str], goal: float, path: Path) -> None:
+    """Taste by round for each variant; of the first one, how far the player's errors leave the opponent's."""
+    plt, figure, [(tastes, errs)] = new_figure(2)
+    for name, one in found.items():
+        tastes.plot([see(art, prompts)[:, 0].mean() for art in one["art"]], marker="o", label=name)
+    tastes.axhline(goal, color="grey", linewidth=0.8)
+    tastes.set(xlabel="round", ylabel="taste (grey: the real pictures')")
+    tastes.legend(fontsize=7)
+    metric = next(iter(found.values()))["metrics"]  # [R, steps, 7]
+    steps = np.arange(metric.shape[0] * metric.shape[1]) / metric.shape[1]
+    for side in ("real", "generated"):
+        player, opponent = (SHOWN.index(f"error_{who}_{side}") for who in ("policy", "reference"))
+        left = (metric[:, :, player] - metric[:, :, opponent]).ravel()
+        errs.plot(steps, np.convolve(left, np.ones(5) / 5, mode="same"), label=f"{side} pictures")
+    errs.axhline(0, color="grey", linewidth=0.8)
+    errs.set(xlabel="round, as played", ylabel="player's error minus its opponent's")
+    errs.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small: does it all run?")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=tuple(VARIANTS))
+    parser.add_argument("--tables", action="store_true", help="only the documents of what is there")
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "spin_rounds", help="folder of the results")
+    parser.add_argument("--docs", type=Path, help="folder for table and figure (default: --output)")
+    options = parser.parse_args()
+    folder = options.output / ("quick" if options.quick else "full")
+    prompts = evaluation_prompts(8 if options.quick else 100, seed=11)
+    for wait in (False, True):
+        for name in () if options.tables else options.variants:
+            make(name, options.quick, prompts, folder, wait)
+    paths = {name: folder / f"{name.replace(' ', '_')}.npz" for name in VARIANTS}
+    write_documents({n: dict(np.load(p)) for n, p in paths.items() if p.exists()}, prompts, options.docs or folder)
+
+
+def make(name: str, quick: bool, prompts: list[str], folder: Path, wait: bool) -> None:
+    """Plays the variant where it is not there; one that another process is at only when it waits."""
+    path = folder / f"{name.replace(' ', '_')}.npz"
+    with held(folder / "locks" / path.name, wait) as mine:
+        if mine and not path.exists():
+            arena = Arena(BASE, 4 if quick else 16, 6 if quick else 15)
+            method = replace(VARIANTS[name], steps=11, rounds=2) if quick else VARIANTS[name]
+            arrays = run(arena, method, prompts, folder / "runs" / name.replace(" ", "_"))
+            write_atomically(path, lambda partial: save_arrays(partial, arrays))
+            print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

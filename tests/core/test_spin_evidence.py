@@ -1,0 +1,82 @@
+"""The evidence's people, judges and intervals: what its conclusions stand on."""
+
+import numpy as np
+import pytest
+import torch
+
+from vico_spin.benchmarks.spin_judges import Choices, PreferenceModel, crossed_interval, preference, win
+from vico_spin.benchmarks.spin_people import agreement, blurred, pairs, see, utility
+
+
+def test_the_same_seed_gives_the_same_pairs_at_every_noise():
+    """So that a change along the noise comes of the labels alone: pictures stay, some labels turn, and never back."""
+    clean, some, more = (pairs("independent", 3, 24, noise) for noise in (0.0, 0.2, 0.4))
+    turned = [
+        [bool((a == b).all()) for a, b in zip(clean.winners, noisy.losers, strict=True)] for noisy in (some, more)
+    ]
+    assert clean.captions == some.captions == more.captions
+    assert 0 < sum(turned[0]) < sum(turned[1]) < 24
+    assert all(later for earlier, later in zip(*turned, strict=True) if earlier)
+
+
+def test_people_choose_the_better_picture_without_noise():
+    """Of independent pairs the winners are finer, more often on the prompt, and nearer to its scene."""
+    chosen = pairs("independent", 0, 64, 0.0)
+    winners, losers = see(chosen.winners, chosen.captions), see(chosen.losers, chosen.captions)
+    assert (winners.mean(axis=0) > losers.mean(axis=0)).all()
+    assert (utility(winners) > utility(losers)).mean() > 0.9
+
+
+def test_same_scene_pairs_differ_in_taste_alone():
+    chosen = pairs("same-scene", 0, 16, 0.0)
+    winners, losers = see(chosen.winners, chosen.captions), see(chosen.losers, chosen.captions)
+    assert winners[:, 0].mean() > losers[:, 0].mean() + 0.5
+    assert winners[:, 1].mean() == pytest.approx(losers[:, 1].mean(), abs=0.02)
+
+
+def test_people_agree_about_as_often_as_those_of_pick_a_pic():
+    """68% there. With one label in five wrong, two that would agree do so in 0.8² + 0.2² = 68% of the pairs."""
+    as_meant, noisy = (agreement(noise, 300)["labels agree"] for noise in (0.0, 0.2))
+    assert as_meant > 0.88
+    assert noisy == pytest.approx(0.68 * as_meant + 0.32 * (1 - as_meant))
+
+
+def test_blur_keeps_the_mean_colour_and_nothing_at_zero():
+    art = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    assert (blurred(art, 0.0) == art).all()
+    assert blurred(art, 0.4).std() < art.std()
+    assert blurred(art, 0.4).mean() == pytest.approx(art.mean(), abs=1.0)
+
+
+def test_the_interval_knows_that_seeds_differ():
+    """Two training seeds that win every and no prompt say nothing about a third, however many prompts there are."""
+    values = np.stack([np.ones(200), np.zeros(200)], axis=1)
+    low, high = crossed_interval(values)
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_the_interval_over_prompts_is_the_binomials_where_there_is_one_seed():
+    """Half of 400 prompts won: 0.5 ± 1.96·√(0.25/400) = 0.5 ± 0.049."""
+    low, high = crossed_interval(np.repeat([0.0, 1.0], 200)[:, None], 4000)
+    assert low == pytest.approx(0.451, abs=0.006) and high == pytest.approx(0.549, abs=0.006)
+
+
+def test_a_win_is_paired_by_prompt_and_seed_and_ties_count_half():
+    """(1 + ½ + 0 + 1) / 4."""
+    found = win(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([[1.0, 1.0], [1.0, 2.0]]))
+    assert found["win"] == pytest.approx(0.625) and (found["prompts"], found["seeds"]) == (2, 2)
+
+
+def test_the_preference_model_reads_both_towers():
+    """Scores depend on the picture and on the caption, and an unknown word does not stop it."""
+    torch.manual_seed(0)
+    model = PreferenceModel(["a", "red", "crab", "blue"]).eval()
+    art = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    red, blue = (preference(model, art, [caption] * 2) for caption in ("a red crab", "a blue crab"))
+    assert red[0] != red[1] and red[0] != blue[0]
+    assert np.isfinite(preference(model, art, ["a violet crab"] * 2)).all()
+
+
+def test_choices_keep_caption_pictures_and_label_together():
+    found = Choices(["x", "y", "z"], np.arange(3)[:, None], np.array([True, False, True])).at(np.array([2, 0]))
+    assert (found.captions, found.art.ravel().tolist(), found.first.tolist()) == (["z", "x"], [2, 0], [True, True])
