@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..intake import write_atomically
 from ..scripts.get_host import ROOT
 from ..scripts.sprite_world_card import BASE
 from ..spin_core.batches import PairBatch
 from ..spin_core.objectives import pair_logits, squared_error
 from ..spin_core.steps import noised_pair, predict_both
 from ..sprite_world.pictures import evaluation_prompts
-from ..train_core import keyed_generator, write_atomically
+from ..train_core import keyed_generator
 from .spin_arena import Arena, Method, States, UNet, Weights
 from .spin_documents import new_figure, table
 from .spin_evidence import held, save_arrays
