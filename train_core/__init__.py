@@ -5,13 +5,14 @@ from .denoiser import Context, Denoiser, MixedPrecision, cat_contexts, map_conte
 from .engine import Engine, LocalEngine
 from .loop import LoopSettings, Objective, StepReport, Training, TrainingDiverged, lr_factor, train
 from .lora import UNET_LAYERS, LoRA, find_layers, lora_delta, lora_of_parameters, stack_lora
-from .memory import gradient_checkpointing
+from .memory import Allocated, gradient_checkpointing
 from .randomness import DataOrder, keyed_generator, random_states, restore_random_states, weights_hash
 from .schedule import NoiseSchedule, Prediction, flow_sigmas, scaled_linear_alphas_cumprod
 from .sharding import load_weights, shard, whole
 
 __all__ = [
     "UNET_LAYERS",
+    "Allocated",
     "CheckpointFolder",
     "Context",
     "DataOrder",

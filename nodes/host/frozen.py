@@ -99,6 +99,15 @@ class Frozen:
     def __exit__(self, *error) -> None:
         self.stack.close()
 
+    def reserve(self, memory: int) -> None:
+        """From now on so many bytes stay free: what is in their way goes to system memory, and is cast from there."""
+        self.memory = memory
+        with self.given_back(), torch.inference_mode():
+            for patcher in self.patchers:
+                short = memory - comfy.model_management.get_free_memory(patcher.load_device)
+                if short > 0 and patcher.load_device != patcher.offload_device:
+                    patcher.partially_unload(patcher.offload_device, short)
+
     @contextmanager
     def given_back(self) -> Iterator[None]:
         """Inside, the host has its models as they were. Afterwards they are loaded and trained beside again."""

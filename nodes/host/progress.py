@@ -30,6 +30,7 @@ class Watch:
 
     def __init__(self, say: Callable[[str], None], every: int, preview: Callable[[], Image.Image] | None):
         self.say, self.every, self.preview = say, every, preview
+        self.note = ""  # stands below the opponent's pictures, before the first step
         self.seconds: deque[float] = deque(maxlen=STEPS_TIMED)
         self.steps_done, self.where = 0, ""
         self.begin(1)
@@ -42,7 +43,7 @@ class Watch:
     def pictures(self, done: int, where: str) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.pictures_done, self.where, self.since = done, where, time.perf_counter()
-        self.say(f"{where}: {done} of {self.total} pictures of the opponent")
+        self.say(f"{where}: {done} of {self.total} pictures of the opponent\n{self.note}".strip())
         self.bar.update_absolute(done, self.total)
 
     def sampling_step(self, step: int, steps: int, drawn: float) -> None:
@@ -51,7 +52,7 @@ class Watch:
         left = round((time.perf_counter() - self.since) / drawn * (self.total - done))
         self.say(
             f"{self.where}: the opponent's picture {math.ceil(done)} of {self.total}\n"
-            f"Sampling step {step} of {steps}, {left // 60}:{left % 60:02} left"
+            f"Sampling step {step} of {steps}, {left // 60}:{left % 60:02} left\n{self.note}".strip()
         )
         self.bar.update_absolute(done, self.total)
 

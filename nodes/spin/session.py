@@ -1,71 +1,35 @@
 """A game in the graph: the player out of a MODEL, and what it has learnt as patches of that MODEL."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import comfy.model_management
 import comfy.sd
 import folder_paths
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ...intake import Report
 from ...spin_core.encoding import encode_dataset
-from ...spin_core.game import Game, OnProgress, Opponent, Progress, RoundSettings, Run, play, train_baseline
-from ...spin_core.players import FullPlayer, LoRAPlayer
+from ...spin_core.game import Game, OnProgress, Opponent, Progress, Run, play, train_baseline
 from ...spin_core.store import TensorStore
-from ...train_core import LocalEngine, gradient_checkpointing, save_tensors
-from ...train_core.engine import AUTOCAST_DTYPES
-from ..host.copies import load_for_training, training_copy, training_mode
-from ..host.denoiser import ModelDenoiser, context_of
-from ..host.families import LoraLayers, trained_layers, transformer_blocks
-from ..host.families.gradients import differentiable
+from ...train_core import LocalEngine, save_tensors
+from ..host.copies import training_mode
+from ..host.denoiser import context_of
 from ..host.folders import run_name
-from ..host.frozen import Frozen, borrowed, patched_hash
-from ..host.options import TrainingOptions
 from ..host.progress import Watch
-from .captions import Captions, OpponentSampling, host_sampler, picture_encoder, picture_strip
+from .asked import TrainingRun
+from .captions import Captions, host_sampler, picture_encoder, picture_strip
 from .checkpoints import FOLDER, STOPPED, file_metadata
+from .room import make_room
+from .trainee import LoRATrainee, Trainee, full_trainee, lora_trainee
 
 SHOWN = 4  # pictures of the opponent that are shown of those drawn at once, and
 PREVIEWED = 2  # captions that are previewed, where nothing else was asked for
 INTERRUPTS = (comfy.model_management.InterruptProcessingException,)
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """What Train SPIN or Train Baseline was asked for. rank: of the LoRA on its `layers`; None trains all weights."""
-
-    settings: RoundSettings
-    options: TrainingOptions = field(default_factory=TrainingOptions)
-    opponent: OpponentSampling = field(default_factory=OpponentSampling)
-    method: str = "spin"
-    rounds: int = 1
-    rank: int | None = 16
-    layers: LoraLayers = "attention"
-    resolution: int = 512
-    name: str = "spin"
-    preview_prompts: tuple[str, ...] = ()
-
-    def made_from(self) -> dict:
-        """All that decides the result, but for the models and the data."""
-        settings, opponent = asdict(self.settings), asdict(self.opponent)
-        del settings["checkpoint_every"], settings["low_memory"], opponent["batch"]  # how it is done
-        return {
-            "settings": settings,
-            "method": self.method,
-            "rank": self.rank,
-            "layers": self.layers,
-            "resolution": self.resolution,
-            "precision": self.options.precision,
-            "accumulation": self.options.accumulation,
-            "opponent": opponent,
-        }
 
 
 @dataclass(frozen=True)
@@ -101,20 +65,6 @@ def shown_by(watch: Watch) -> OnProgress:
     return show
 
 
-@dataclass(frozen=True)
-class Trainee:
-    """The MODEL that learns, as it lies (LoRA) or as two copies of it, and where it is while it is neither trained nor drawn with."""
-
-    patchers: list
-    player: LoRAPlayer | FullPlayer
-    ready: AbstractContextManager
-    drawing: Callable[[], AbstractContextManager]
-
-    @property
-    def patcher(self):
-        return self.patchers[0]
-
-
 def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], None]) -> Trained:
     """Plays the rounds, or trains the baseline, beside `model`, which stays as it is.
 
@@ -136,12 +86,12 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
         )
         stack.enter_context(trainee.ready)
         stack.enter_context(trainee.player.attached())
-        if asked.rank is not None:
-            check_gradients(trainee.player, corpus)
         sample = host_sampler(trainee.patcher, captions, asked.opponent)
         watch = Watch(say, asked.options.preview_every, previewer(vae, trainee, sample, corpus, asked.preview_prompts))
         parent = trainee.player.opponent_hash()
         run = make_run(corpus, asked, trainee.patcher.load_device, shown_by(watch), parent)
+        if isinstance(trainee, LoRATrainee):
+            watch.note = make_room(trainee, run, asked, short_sampler(trainee, captions, asked))
         game = play_method(trainee.player, watched(sample, watch, asked.opponent.steps, vae, trainee), run, asked)
         metrics, outcome = metrics_of(game, asked, parent, run.folder), watch.outcome(steps_of(game))
         trained = Trained(*learnt(trainee.player, asked), metrics, report, outcome)
@@ -154,63 +104,11 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
         return trained
 
 
-def lora_trainee(model, asked: TrainingRun) -> Trainee:
-    """A LoRA beside the user's own weights, in the type that they are stored in."""
-    patcher = borrowed(model, AUTOCAST_DTYPES.get(asked.options.precision, torch.float32))
-    network = patcher.model.diffusion_model
-    names = trained_layers(network, asked.layers)
-    how = (names, asked.rank, float(asked.rank), asked.settings.seed, patcher.load_device)
-    player = LoRAPlayer(ModelDenoiser(patcher), network, patched_hash(patcher), *how)
-    sparing = [lambda: gradient_checkpointing(transformer_blocks(network))] if asked.options.checkpointing else []
-    frozen = Frozen([patcher], within=sparing)
-    return Trainee([patcher], player, frozen, frozen.given_back)
-
-
-def check_gradients(player: LoRAPlayer, corpus) -> None:
-    """A dry step of one picture's shape: ValueError where a kernel has no gradient or a layer's gradient never comes.
-
-    Before any picture is drawn, since drawing takes longest.
-    """
-    adapter, shape = player.adapter(player.seed), tuple(corpus.shapes[0])
-    x_t = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(player.device)
-    t = torch.tensor([len(player.policy.schedule) // 2], device=player.device)
-    with adapter.attached():
-        answer = player.policy.predict(x_t, t, corpus.context(corpus.prompts[:1], shape))
-        try:
-            answer.square().mean().backward()
-        except RuntimeError as error:
-            raise ValueError(
-                f"this model has a kernel without a gradient, so it cannot be trained here: {error}"
-            ) from error
-    lost = [name for name, layer in adapter.layers().items() if layer.up.grad is None]
-    if lost:
-        raise ValueError(
-            f'no gradient comes to "{lost[0]}" ({len(lost)} of {len(player.names)} layers): a kernel behind it has none in this '
-            "version of ComfyUI. Choose other layers, or report the model's name"
-        )
-
-
-def full_trainee(model, asked: TrainingRun) -> Trainee:
-    """Player and opponent as two copies of one model, in float32 whatever the model is in."""
-    patchers = [training_copy(model) for _ in range(2)]
-    networks = [own.model.diffusion_model.float() for own in patchers]
-    player = FullPlayer(*map(ModelDenoiser, patchers), *networks)
-    return Trainee(
-        patchers, player, full_ready(networks[0], asked.options.checkpointing), partial(copies_away, patchers)
-    )
-
-
-@contextmanager
-def full_ready(network: torch.nn.Module, checkpointing: bool) -> Iterator[None]:
-    with differentiable(network), gradient_checkpointing(transformer_blocks(network) if checkpointing else []):
-        yield
-
-
-@contextmanager
-def copies_away(patchers: list) -> Iterator[None]:
-    """Short of memory, drawing displaces the copies: afterwards they are where training needs them."""
-    yield
-    load_for_training(patchers)
+def short_sampler(trainee: Trainee, captions: Captions, asked: TrainingRun) -> Callable[..., Tensor] | None:
+    """The opponent's sampler in two steps, to see what it takes; None where the run draws nothing."""
+    if asked.method != "spin" and not asked.options.preview_every:
+        return None
+    return host_sampler(trainee.patcher, captions, replace(asked.opponent, steps=min(2, asked.opponent.steps)))
 
 
 def previewer(vae, trainee: Trainee, sample, corpus, prompts: tuple[str, ...]) -> Callable[[], Image.Image]:

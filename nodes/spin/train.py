@@ -19,8 +19,9 @@ from ..host.sockets import (
     TrainingOptionsSocket,
 )
 from ..host.texts import lines
+from .asked import TrainingRun
 from .captions import OpponentSampling
-from .session import TrainingRun, train, with_learnt
+from .session import train, with_learnt
 from .settings import KINDS, PlayOptions, per_round, round_settings
 
 LORA, FULL = "LoRA", "full"

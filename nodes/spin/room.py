@@ -1,0 +1,75 @@
+"""Room for a training: what it needs is told on the node, with the setting that would fit, and kept free on the device."""
+
+from collections.abc import Callable, Iterator
+
+import comfy.model_management
+from torch import Tensor
+
+from ...spin_core.game import Run
+from ...train_core import MixedPrecision, gradient_checkpointing
+from ..host.families import transformer_blocks
+from .asked import TrainingRun
+from .rehearsal import Need, Rehearsal, size
+from .trainee import LoRATrainee
+
+
+def make_room(trainee: LoRATrainee, run: Run, asked: TrainingRun, sampler: Callable[..., Tensor] | None) -> str:
+    """Rehearses the run and keeps free what it needs. Returns what it needs and, where that is too much, what would fit.
+
+    sampler: draws pictures in few steps, where the run draws any.
+    """
+    largest = max(run.corpus.shapes, key=lambda shape: shape[-1] * shape[-2])
+    prompts = list(run.corpus.prompts[: asked.opponent.batch])
+    prompts += prompts[:1] * (2 - len(prompts))
+
+    def draw(count: int) -> Tensor:
+        with trainee.drawing():
+            return sampler(prompts[:count], list(range(count)), tuple(largest))
+
+    policy = MixedPrecision(trainee.player.policy, run.engine)
+    drawn = min(asked.opponent.batch, len(run.corpus)) if sampler else 0
+    rehearsal = Rehearsal(trainee.player, policy, run.corpus, draw, drawn)
+    base, area = trainee.patcher.model_size(), largest[-1] * largest[-2]
+    need = rehearsal.need(base, asked.rounds)
+    told = need.text(rows(asked), area)
+    free = comfy.model_management.get_free_memory(trainee.patcher.load_device)
+    if need.beside(rows(asked), area) <= free:
+        return told
+    trainee.ready.reserve(need.beside(rows(asked), area))
+    if need.beside(rows(asked), area) <= free + base:
+        return f"{told} {size(free)} are free: some of the model is read from system memory, which takes longer."
+    fitting = next(
+        (words for words, bytes in savings(trainee, rehearsal, need, area, asked) if bytes <= free + base), None
+    )
+    return f"{told} {size(free + base)} are there: " + (
+        f"it would fit with {fitting}." if fitting else "use a smaller model."
+    )
+
+
+def rows(asked: TrainingRun) -> int:
+    """Rows of one forward: both sides of each pair at once, unless memory is short."""
+    paired = asked.method != "sft" and not asked.settings.low_memory
+    return asked.settings.batch_size * (2 if paired else 1)
+
+
+def savings(
+    trainee: LoRATrainee, rehearsal: Rehearsal, need: Need, area: int, asked: TrainingRun
+) -> Iterator[tuple[str, int]]:
+    """Settings that need less, each with those before it, and the bytes beside the model with them."""
+    words, now, wanted = [], need, rows(asked)
+    if not asked.options.checkpointing:
+        words.append("gradient_checkpointing")
+        with gradient_checkpointing(transformer_blocks(trainee.player.model)):
+            now = rehearsal.need(need.base, asked.rounds)
+        yield words[0], now.beside(wanted, area)
+    if asked.method != "sft" and not asked.settings.low_memory:
+        words.append("low_memory in SPIN Options")
+        wanted //= 2
+        yield " and ".join(words), now.beside(wanted, area)
+    if asked.settings.batch_size > 1:
+        words.append(f"batch_size 1 and accumulation {asked.options.accumulation * asked.settings.batch_size}")
+        wanted //= asked.settings.batch_size
+        yield ", ".join(words), now.beside(wanted, area)
+    for resolution in range(asked.resolution - 64, 63, -64):
+        smaller = round(area * (resolution / asked.resolution) ** 2)
+        yield ", ".join([*words, f"resolution {resolution}"]), now.beside(wanted, smaller)
