@@ -64,13 +64,13 @@ class Need:
 class Rehearsal:
     """A LoRA's training in small. policy: the player under the training's precision.
 
-    draw: so many pictures by the opponent's sampler, in few steps. drawn: how many it will draw at once; 0 where none is.
+    draw: so many pictures as the run will, but in few steps. drawn: how many it will draw at once; 0 where none is.
     """
 
     player: LoRAPlayer
     policy: Denoiser
     corpus: Corpus
-    draw: Callable[[int], object]
+    draw: Callable[[int], None]
     drawn: int
 
     def need(self, base: int, rounds: int) -> Need:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 
 import comfy.model_management
-from torch import Tensor
 
 from ...spin_core.game import Run
 from ...train_core import MixedPrecision, gradient_checkpointing
@@ -13,21 +12,20 @@ from .rehearsal import Need, Rehearsal, size
 from .trainee import LoRATrainee
 
 
-def make_room(trainee: LoRATrainee, run: Run, asked: TrainingRun, sampler: Callable[..., Tensor] | None) -> str:
+def make_room(trainee: LoRATrainee, run: Run, asked: TrainingRun, drawing: Callable[..., None] | None) -> str:
     """Rehearses the run and keeps free what it needs. Returns what it needs and, where that is too much, what would fit.
 
-    sampler: draws pictures in few steps, where the run draws any.
+    drawing: draws pictures in few steps, where the run draws any.
     """
     largest = max(run.corpus.shapes, key=lambda shape: shape[-1] * shape[-2])
     prompts = list(run.corpus.prompts[: asked.opponent.batch])
     prompts += prompts[:1] * (2 - len(prompts))
 
-    def draw(count: int) -> Tensor:
-        with trainee.drawing():
-            return sampler(prompts[:count], list(range(count)), tuple(largest))
+    def draw(count: int) -> None:
+        drawing(prompts[:count], list(range(count)), tuple(largest))
 
     policy = MixedPrecision(trainee.player.policy, run.engine)
-    drawn = min(asked.opponent.batch, len(run.corpus)) if sampler else 0
+    drawn = min(asked.opponent.batch, len(run.corpus)) if drawing else 0
     rehearsal = Rehearsal(trainee.player, policy, run.corpus, draw, drawn)
     base, area = trainee.patcher.model_size(), largest[-1] * largest[-2]
     need = rehearsal.need(base, asked.rounds)

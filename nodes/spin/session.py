@@ -91,7 +91,7 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
         parent = trainee.player.opponent_hash()
         run = make_run(corpus, asked, trainee.patcher.load_device, shown_by(watch), parent)
         if isinstance(trainee, LoRATrainee):
-            watch.note = make_room(trainee, run, asked, short_sampler(trainee, captions, asked))
+            watch.note = make_room(trainee, run, asked, short_drawing(trainee, captions, vae, asked))
         game = play_method(trainee.player, watched(sample, watch, asked.opponent.steps, vae, trainee), run, asked)
         metrics, outcome = metrics_of(game, asked, parent, run.folder), watch.outcome(steps_of(game))
         trained = Trained(*learnt(trainee.player, asked), metrics, report, outcome)
@@ -104,11 +104,19 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
         return trained
 
 
-def short_sampler(trainee: Trainee, captions: Captions, asked: TrainingRun) -> Callable[..., Tensor] | None:
-    """The opponent's sampler in two steps, to see what it takes; None where the run draws nothing."""
+def short_drawing(trainee: Trainee, captions: Captions, vae, asked: TrainingRun) -> Callable[..., None] | None:
+    """Draws in two steps and shows as the run will, to see what it takes; None where the run draws nothing."""
     if asked.method != "spin" and not asked.options.preview_every:
         return None
-    return host_sampler(trainee.patcher, captions, replace(asked.opponent, steps=min(2, asked.opponent.steps)))
+    sample = host_sampler(trainee.patcher, captions, replace(asked.opponent, steps=min(2, asked.opponent.steps)))
+
+    def draw(prompts: list[str], seeds: list[int], shape: tuple[int, ...]) -> None:
+        with trainee.drawing():
+            latents = sample(prompts, seeds, shape)
+            if asked.options.preview_every:
+                picture_strip(vae, trainee.patcher.model, latents[:SHOWN])
+
+    return draw
 
 
 def previewer(vae, trainee: Trainee, sample, corpus, prompts: tuple[str, ...]) -> Callable[[], Image.Image]:
