@@ -9,6 +9,7 @@ from .captions import CAPTION_ENDINGS, captions_beside, captions_of
 from .files import BadFile, Unusable, check_file, files_below, inside, leads_out, pictures_below, read_bytes
 from .limits import LIMITS, Limits
 from .parquet import open_parquet, parquet_rows
+from .pickles import check_pickle
 from .pictures import PICTURE_ENDINGS, open_picture, unusable
 from .prompts import read_prompts
 from .report import Report
@@ -36,6 +37,7 @@ __all__ = [
     "captions_beside",
     "captions_of",
     "check_file",
+    "check_pickle",
     "decode_text",
     "files_below",
     "inside",

@@ -17,6 +17,7 @@ class Limits:
     weights_bytes: int = 256 * 1024 * MB  # mapped, not read whole
     json_bytes: int = 64 * MB  # read whole
     field_characters: int = 1_000_000  # of a table's cell; csv's own bound is 131,072
+    overlap: int = 1  # how often a pickle may show the same numbers in one tensor
     repeats: int = 1000  # of a subfolder "10_name"
 
 

@@ -4,17 +4,15 @@ from pathlib import Path
 
 from .scorer import ModelScorer, distinct
 from .tokens import clip_tokenizer, token_ids
-from .weights import HF_CLIP, build, layers_in, read_weights, weights_in
+from .weights import HF_CLIP, build, layers_in, read_config, read_weights, weights_in
 
 
 def clip_from_folder(folder: Path, scorer: str):
     """transformers' CLIPModel of a hub folder (config.json, model.safetensors), and its weight file."""
     from transformers import CLIPConfig, CLIPModel
 
-    if not (folder / "config.json").is_file():
-        raise ValueError(f'{scorer}: "{folder}" has no config.json; give the whole folder as it is on the hub.')
+    config = read_config(CLIPConfig, folder, scorer)
     weights = weights_in(folder, scorer)
-    config = CLIPConfig.from_pretrained(folder, local_files_only=True)
     return build(CLIPModel, config, read_weights(weights, HF_CLIP, scorer), scorer), weights
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .clip import ReferenceScorer, unit
 from .pictures import IMAGENET_MEAN, IMAGENET_STD, ShortestSide, Square
-from .weights import HF_VIT, build, checkpoint_of, read_weights, weights_in
+from .weights import HF_VIT, build, checkpoint_of, read_config, read_weights, weights_in
 
 POSITIONS = "embeddings.position_embeddings"
 
@@ -27,11 +27,9 @@ def load(path: Path, protocol: str = "standard") -> Dino:
     """
     from transformers import ViTConfig, ViTModel
 
-    if not (path / "config.json").is_file():
-        raise ValueError(f'DINO: "{path}" has no config.json; give the whole folder dino-vits16 as it is on the hub.')
+    config = read_config(ViTConfig, path, "DINO", layer_norm_eps=1e-6)  # the hub's file says 1e-12
     weights = weights_in(path, "DINO")
     state = read_weights(weights, HF_VIT, "DINO")
-    config = ViTConfig.from_pretrained(path, local_files_only=True, layer_norm_eps=1e-6)  # the hub's file says 1e-12
     side, steps = config.image_size, ShortestSide(256, config.image_size, IMAGENET_MEAN, IMAGENET_STD)
     if protocol == "dreammatcher":
         steps, config.image_size = Square(side * 256 // 224), side * 256 // 224

@@ -14,6 +14,7 @@ from .run import Run
 
 AGGREGATION_WORDS = {"single": "its first picture's", "mean": "its pictures' mean", "median": "its pictures' median"}
 PUBLISHED_SCORERS = ("DINO ViT-S/16", "CLIP-I (ViT-B/32)", "CLIP score (ViT-B/32)")
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 CSV_COLUMNS = ("scorer", "model", "concept", "prompt", "seed", "score", "picture", "sha256", "by", "error")
 
 
@@ -116,5 +117,10 @@ def as_csv(rows: Sequence[dict]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: as_cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def as_cell(value):
+    """Text that a spreadsheet would run as a formula gets a quote before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value

@@ -8,6 +8,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..intake import LIMITS, BadFile, decode_text, read_bytes, read_json
+
 CLIP_LENGTH = 77
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 BERT_LENGTH = 35
@@ -23,20 +25,32 @@ def clip_tokenizer(folder: Path, scorer: str):
             f'{scorer} needs CLIP\'s vocabulary: vocab.json and merges.txt are not in "{folder}". ComfyUI has them in '
             "comfy/sd1_tokenizer, and every CLIP folder from the hub has them too."
         )
-    end = "<|endoftext|>"
-    pairs = models.BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token=end)
-    tokenizer = Tokenizer(pairs)
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    numbers = read_json(vocabulary)
+    lines = decode_text(read_bytes(merges, LIMITS.json_bytes), merges.name).split("\n")
+    rules = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+    check_vocabulary(numbers, rules, (start, end), folder)
+    tokenizer = Tokenizer(models.BPE(numbers, rules, end_of_word_suffix="</w>", unk_token=end))
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
     words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    start_id, end_id = tokenizer.token_to_id("<|startoftext|>"), tokenizer.token_to_id(end)
+    start_id, end_id = numbers[start], numbers[end]
     tokenizer.post_processor = processors.RobertaProcessing(
-        (end, end_id), ("<|startoftext|>", start_id), trim_offsets=False, add_prefix_space=False
+        (end, end_id), (start, start_id), trim_offsets=False, add_prefix_space=False
     )
     tokenizer.enable_truncation(CLIP_LENGTH)
     tokenizer.enable_padding(length=CLIP_LENGTH, pad_id=end_id, pad_token=end)
     return tokenizer
+
+
+def check_vocabulary(numbers, rules: list[tuple[str, ...]], marks: Sequence[str], folder: Path) -> None:
+    """Raises: BadFile where the two files are no vocabulary of byte pairs, or do not belong together."""
+    whole = isinstance(numbers, dict) and all(type(n) is int and 0 <= n < 2**32 for n in numbers.values())
+    if not whole or not all(mark in numbers for mark in marks):
+        raise BadFile(f'"{folder / "vocab.json"}" is no vocabulary of CLIP: download it again')
+    if any(len(rule) != 2 or not {*rule, "".join(rule)} <= numbers.keys() for rule in rules):
+        raise BadFile(f'"{folder / "merges.txt"}" does not belong to the vocab.json beside it: download both again')
 
 
 def bert_tokenizer(folder: Path, scorer: str):
@@ -48,7 +62,11 @@ def bert_tokenizer(folder: Path, scorer: str):
             f"{scorer} needs BERT's vocabulary: put vocab.txt of bert-base-uncased beside the weights, into "
             f'"{folder}".'
         )
-    tokenizer = BertWordPieceTokenizer.from_file(str(folder / "vocab.txt"), lowercase=True)
+    lines = decode_text(read_bytes(folder / "vocab.txt", LIMITS.json_bytes), "vocab.txt").removesuffix("\n").split("\n")
+    words = {line.rstrip(): number for number, line in enumerate(lines)}
+    if not {"[UNK]", "[CLS]", "[SEP]", "[PAD]"} <= words.keys():
+        raise BadFile(f'"{folder / "vocab.txt"}" is no vocabulary of BERT: download it again')
+    tokenizer = BertWordPieceTokenizer(words, lowercase=True)
     tokenizer.enable_truncation(BERT_LENGTH)
     tokenizer.enable_padding(length=BERT_LENGTH, pad_id=tokenizer.token_to_id("[PAD]"))
     return tokenizer

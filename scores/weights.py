@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 from typing import NamedTuple
 
+from ..intake import LIMITS, check_file, check_pickle, read_json
+
 
 class Checkpoint(NamedTuple):
     """A file that numbers came from: its name and the sha256 of its bytes."""
@@ -63,6 +65,7 @@ def read_safetensors(path: Path) -> dict:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_file(path, LIMITS.weights_bytes)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -73,6 +76,7 @@ def read_pickle(path: Path) -> dict:
     """The tensors of a torch file, out of its "state_dict" where it has one."""
     import torch
 
+    check_pickle(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
@@ -92,19 +96,93 @@ def weights_in(folder: Path, scorer: str) -> Path:
     raise ValueError(f'{scorer}: the folder "{folder.name}" has neither model.safetensors nor pytorch_model.bin.')
 
 
+ROOM = 2**24  # weights that may be made beside twice as many as the file has
+SIZES = (  # what a config.json may say: an architecture's numbers, and nothing that loads or runs anything
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "projection_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+OTHERS = ("hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id", "qkv_bias")
+PARTS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")
+
+
+def read_config(config_class, folder: Path, scorer: str, **numbers):
+    """The configuration in a model folder's config.json: its numbers; kernels, code and quantisation that it names are left out.
+
+    numbers: what counts whatever the file says. Raises: ValueError where it is none.
+    """
+    from huggingface_hub import errors
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f'{scorer}: "{folder}" has no config.json; give the whole folder as it is on the hub.')
+    described = architecture(read_json(path), path) | numbers
+    try:
+        return config_class(**described)
+    except (TypeError, ValueError, getattr(errors, "StrictDataclassError", ValueError)) as error:
+        raise ValueError(f'"{path}" describes no model ({error}). Download the folder again.') from error
+
+
+def architecture(found, path: Path) -> dict:
+    if not isinstance(found, dict):
+        raise ValueError(f'"{path}" describes no model: download the folder again.')
+    sizes = {name: found[name] for name in SIZES if name in found}
+    wrong = [name for name, size in sizes.items() if type(size) is not int or not 0 < size < 2**24]
+    others = {name: found[name] for name in OTHERS if name in found}
+    wrong += [name for name, value in others.items() if not isinstance(value, str | int | float | None)]
+    if wrong:
+        raise ValueError(
+            f'"{path}" describes no model: its {wrong[0]} is {found[wrong[0]]!r}. Download the folder again.'
+        )
+    parts = {name: architecture(found[name], path) for name in PARTS if found.get(name) is not None}
+    return sizes | others | parts
+
+
 def build(model_class, config, state: dict, scorer: str, **arguments):
     """A transformers model of these weights in float32, on transformers 4.50 to 5.x; every weight must be there.
 
     from_pretrained(None, …) renames the keys as each version of transformers wants them; load_state_dict would not.
     """
+    check_size(model_class, config, state, scorer, **arguments)
     model, info = model_class.from_pretrained(
-        None, config=config, state_dict=state, output_loading_info=True, **arguments
+        None, config=config, state_dict=state, output_loading_info=True, local_files_only=True, **arguments
     )
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
         first = (missing or [key for key, *_ in info["mismatched_keys"]])[0]
         raise ValueError(f"{scorer}: the weights do not fill the model ({first} is missing or of another shape).")
     return model.float()
+
+
+def check_size(model_class, config, state: dict, scorer: str, **arguments) -> None:
+    """Raises: ValueError where the configuration describes more than the weights hold, before any of it is made."""
+    import torch
+
+    layers = max(getattr(part, "num_hidden_layers", 1) for part in parts_of(config))
+    if layers > len(state):
+        raise ValueError(
+            f"{scorer}: its configuration has {layers:,} layers, and its weights are {len(state):,} tensors."
+        )
+    try:
+        with torch.device("meta"):
+            wanted = sum(weight.numel() for weight in model_class(config, **arguments).parameters())
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{scorer}: its configuration describes no model ({error}).") from error
+    held = sum(tensor.numel() for tensor in state.values())
+    if wanted > 2 * held + ROOM:  # what is a little short is told by name, below
+        raise ValueError(f"{scorer}: its configuration describes {wanted:,} weights, and the file holds {held:,}.")
+
+
+def parts_of(config) -> list:
+    """A configuration and those of its towers."""
+    return [config, *(getattr(config, name) for name in PARTS[:2] if hasattr(config, name))]
 
 
 def layers_in(state: dict, prefix: str) -> int:

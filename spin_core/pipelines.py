@@ -13,6 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from torch import Tensor, nn
 
+from ..intake import read_json
 from ..train_core import NoiseSchedule, weights_hash
 from .encoding import Encoder
 from .settings import PipelineSettings
@@ -36,18 +37,11 @@ def load_pipeline(settings: PipelineSettings, device: torch.device):
             f'"{name}" is a single file, and a pipeline\'s folder is needed: load it in ComfyUI and train there, or write the '
             "folder with diffusers (StableDiffusionPipeline.from_single_file(…).save_pretrained(…))"
         )
-    try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            name,
-            torch_dtype=torch.float32,
-            safety_checker=None,
-            variant=settings.variant,
-            local_files_only=not settings.hub,
-        )
-    except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f'"{name}" is no folder here and not in the hub\'s cache: give a folder, or add --hub to fetch it'
-        ) from error
+    folder = folder_of(settings)
+    check_parts(folder)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, safety_checker=None, variant=settings.variant, local_files_only=True
+    )
     if not hasattr(pipeline, "unet"):
         raise ValueError(
             f'"{name}" is no pipeline with a U-Net (SD1.x, SD2.x, SDXL): flow models are trained in ComfyUI'
@@ -60,6 +54,31 @@ def load_pipeline(settings: PipelineSettings, device: torch.device):
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval().to(device)
     return pipeline
+
+
+def folder_of(settings: PipelineSettings) -> Path:
+    """The pipeline's folder, or the hub's copy of it on this machine; the hub itself is asked where the settings say so."""
+    import diffusers
+
+    if Path(settings.model).is_dir():
+        return Path(settings.model)
+    where = {"variant": settings.variant, "local_files_only": not settings.hub}
+    try:
+        return Path(diffusers.DiffusionPipeline.download(settings.model, **where))
+    except (OSError, LocalEntryNotFoundError) as error:
+        raise ValueError(
+            f'"{settings.model}" is no folder here and not in the hub\'s cache: give a folder, or add --hub to fetch it ({error})'
+        ) from error
+
+
+def check_parts(folder: Path) -> None:
+    """ValueError for a part whose configuration would fetch and run a kernel, or quantise: neither is trained here."""
+    for path in sorted(folder.glob("*/config.json")):
+        config = read_json(path)
+        kernels = [value for name, value in config.items() if "attn_implementation" in name and "/" in str(value)]
+        if kernels or config.get("quantization_config"):
+            what = f"attention by the kernel {kernels[0]}" if kernels else "quantised weights"
+            raise ValueError(f'"{path}" asks for {what}, which is not trained here: take the plain model')
 
 
 def check_scheduler(scheduler, name: str) -> None:

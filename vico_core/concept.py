@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..intake import LIMITS, check_file, write_atomically
+from ..intake import LIMITS, check_file, check_pickle, write_atomically
 from .places import UNET
 
 FORMAT = "vico_concept"
@@ -195,7 +195,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _unpickle(path: Path):
     """A pickle's tensors, through torch's allow-list alone."""
-    check_file(path, LIMITS.weights_bytes)
+    check_pickle(path, also=("torch.nn.modules.container.ParameterDict",))
     try:
         with torch.serialization.safe_globals(PICKLED):
             return torch.load(path, map_location="cpu", weights_only=True)

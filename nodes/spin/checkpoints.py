@@ -19,6 +19,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ...intake import check_pickle
 from ...sprite_world import EXAMPLE, EXAMPLE_LORA
 from ...train_core import save_tensors
 from ...train_core.lora_dialects import is_lora, read_dialect, without_partner
@@ -27,6 +28,13 @@ from ..host.folders import register_folder
 FOLDER = "spin"
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})(?=\.\w+$)")
 STOPPED = "stopped.safetensors"  # in a run's folder
+LIGHTNING = (  # what checkpoints of old trainings hold beside their weights, and the host's loader takes
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.dtypes.Float64DType",
+    "_codecs.encode",
+)
 ENDINGS = {".safetensors", ".sft", ".pt", ".bin", ".ckpt"}
 
 
@@ -139,6 +147,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """All tensors of the checkpoint, its shards together. Raises: ValueError where weights are not finite."""
     state = {}
     for file in files_of(path):
+        if file.suffix.lower() not in (".safetensors", ".sft"):
+            check_pickle(file, LIGHTNING)
         state |= comfy.utils.load_torch_file(str(file), safe_load=True)
     broken = [key for key, t in state.items() if torch.is_tensor(t) and t.is_floating_point() and not is_finite(t)]
     if broken:

@@ -230,6 +230,21 @@ def test_the_hub_is_asked_only_when_a_person_says_so(train, tmp_path, capsys, mo
     assert "is a single file, and a pipeline's folder is needed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"attn_implementation": "nobody/kernel"}, "asks for attention by the kernel nobody/kernel"),
+        ({"quantization_config": {"load_in_4bit": True}}, "asks for quantised weights"),
+    ],
+)
+def test_kernels_and_quantisation_of_a_strangers_model_are_refused(train, model, tmp_path, capsys, change, sentence):
+    shutil.copytree(model, tmp_path / "odd")
+    file = tmp_path / "odd" / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert train("--model", str(tmp_path / "odd")) == 1
+    assert sentence in capsys.readouterr().err
+
+
 def test_errors_are_one_sentence(train, capsys):
     assert train("--method", "dpo") == 1
     assert "no preference pairs" in capsys.readouterr().err
