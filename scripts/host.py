@@ -108,7 +108,8 @@ class Host:
         with torch.inference_mode():
             node = self.node_classes[node_id]
             if hasattr(node, "define_schema"):
-                return node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).execute(**inputs).result
+                made = node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).execute(**inputs)
+                return getattr(made, "result", made)  # a few of the host's own still give a plain tuple
             return getattr(node(), node.FUNCTION)(**inputs)
 
     async def _run(self, prompt: dict) -> dict:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...train_core import weights_hash
+from .plain import check_plain
 
 
 @contextmanager
@@ -78,12 +79,7 @@ def training_copy(model: comfy.model_patcher.ModelPatcher, dtype=torch.float32) 
     The model that went in stays as it is, bit for bit: what is trained are the copy's weights, or adapters on them.
     Call it inside training_mode(): weights that a node loaded under inference mode cannot take part in a backward pass.
     """
-    foreign = [name for name in model.object_patches if name.startswith("diffusion_model.")]
-    if foreign:
-        raise ValueError(
-            f"another node has patched layers of this model (for instance {foreign[0]}), which training cannot copy: "
-            "connect the model from before that node"
-        )
+    check_plain(model)
     source = model.clone(disable_dynamic=True) if model.is_dynamic() else model
     with torch.inference_mode():
         comfy.model_management.unload_all_models()  # takes LoRAs out of the shared weights, and makes room

@@ -20,19 +20,15 @@ from torch import Tensor, nn
 
 from ...train_core import weights_hash
 from .families.gradients import differentiable, replaced
+from .plain import check_plain
 
 
 def borrowed(model: comfy.model_patcher.ModelPatcher, dtype=torch.float32) -> comfy.model_patcher.ModelPatcher:
     """The MODEL itself, its LoRAs as the host's patches, computing in `dtype`: to be trained beside, inside `Frozen`.
 
-    Raises: ValueError where another node has patched layers of it, which need not have a gradient.
+    Raises: ValueError where another node has changed how it runs, which need not have a gradient.
     """
-    foreign = [name for name in model.object_patches if name.startswith("diffusion_model.")]
-    if foreign:
-        raise ValueError(
-            f"another node has patched layers of this model (for instance {foreign[0]}), which cannot be trained: "
-            "connect the model from before that node"
-        )
+    check_plain(model)
     patcher = model.clone()
     if patcher.model.get_dtype_inference() != dtype:
         patcher.set_model_compute_dtype(dtype)

@@ -142,7 +142,7 @@ def image_attended(previous, place: Place, tokens: ImageTokens, subject):
             return returned
         return tokens.changed(returned, options, lambda x: subject.attend(place, x, options))
 
-    forward.previous = previous
+    forward.previous, forward.node = previous, "Apply ViCo"
     return forward
 
 

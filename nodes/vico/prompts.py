@@ -122,16 +122,16 @@ def mixes(row: Tensor, word: Tensor, others: Tensor) -> bool:
 class Prompts:
     """The columns by which each prompt of a sampling makes its object mask.
 
-    rows: {a conditioning's uuid: a tuple of columns for each prompt in it, None where the subject is left off}; default: of
-    conditionings that a guidance node brings in later.
+    rows: {a conditioning's uuid: a tuple of columns for each prompt in it, None where the subject is left off}; default: the
+    same for conditionings that a guidance node brings in later.
     """
 
     rows: dict
-    default: tuple[int, ...]
+    default: list[tuple[int, ...]]
 
     def columns(self, uuid, row: int) -> tuple[int, ...] | None:
         """Of the row-th picture that is drawn by a conditioning; the host repeats a conditioning's prompts over a batch."""
-        own = self.rows.get(uuid, [self.default])
+        own = self.rows.get(uuid, self.default)
         return own[row % len(own)]
 
 
@@ -144,15 +144,17 @@ def find_prompts(conds: dict[str, list[dict]], trigger, others: Iterable) -> Pro
     """
     own = {c["uuid"]: trigger.memory.find(c) for name in conds for c in conds[name]}
     positive = [c for name in conds if "negative" not in name for c in conds[name]]
-    prompt = next((r.trigger for c in positive for r in own[c["uuid"]] if r and r.trigger), None)
+    words = [[r.trigger if r else () for r in own[c["uuid"]]] for c in positive]
+    first = next((rows for rows in words if any(rows)), [])
+    prompt = [columns or next(filter(None, first)) for columns in first]  # of the first conditioning that has the word
     named = {c["uuid"]: names_another(others, c, len(own[c["uuid"]])) for c in positive}
-    if prompt is None and any(any(rows) for rows in named.values()):
+    if not prompt and any(any(rows) for rows in named.values()):
         return None
-    if prompt is None:
+    if not prompt:
         raise ValueError(why_missing(trigger.word, positive, own))
-    rows = {uuid: [(r.trigger if r else ()) or prompt for r in found] for uuid, found in own.items()}
+    rows = {uuid: of_negative(found, prompt) for uuid, found in own.items()}
     for uuid, another in named.items():
-        rows[uuid] = [of_positive(r, prompt, a) for r, a in zip(own[uuid], another, strict=True)]
+        rows[uuid] = [of_positive(r, prompt[0], a) for r, a in zip(own[uuid], another, strict=True)]
     return Prompts(rows, prompt)
 
 
@@ -160,6 +162,12 @@ def names_another(others: Iterable, cond: dict, count: int) -> list[bool]:
     """Of each of the `count` prompts in a conditioning, whether it has the word of another subject."""
     found = [other.memory.find(cond) for other in others]
     return [any(rows[i] is not None and rows[i].trigger for rows in found) for i in range(count)]
+
+
+def of_negative(own: list[Columns | None], prompt: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Each prompt's own columns; those of the positive prompt beside it where it has none."""
+    words = [row.trigger if row else () for row in own]
+    return [words[i % len(words)] or prompt[i % len(prompt)] for i in range(max(len(words), len(prompt)))]
 
 
 def of_positive(own: Columns | None, prompt: tuple[int, ...], names_another: bool) -> tuple[int, ...] | None:

@@ -44,7 +44,7 @@ class TrainViCo(io.ComfyNode):
                     "its meaning."),
                 io.String.Input("placeholder", default="*",
                     tooltip="The trigger word: what you will write in prompts where the object should appear. One "
-                    "token, such as * or sks."),
+                    "word, such as * or sks."),
                 io.Int.Input("steps", default=400, min=1, max=100000,
                     tooltip="The paper takes 400, and keeps 300 and 350 as well: the best differs by object. Raise it "
                     "and queue again to go on."),

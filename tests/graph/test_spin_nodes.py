@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from vico_spin.nodes.host import copies, frozen
 from vico_spin.nodes.host.training_options import TrainingOptionsNode
 from vico_spin.nodes.spin.checkpoints import checkpoint_names, load_state
 from vico_spin.scripts import models
@@ -333,8 +334,33 @@ def test_curves_and_verdict(call, play):
 def test_a_model_patched_by_others_is_refused(play):
     model = tiny().clone()
     model.add_object_patch("diffusion_model.out.2.forward", lambda x: x)
-    with pytest.raises(ValueError, match="another node has patched layers"):
+    with pytest.raises(ValueError, match="Another node has patched layers"):
         play(model)
+
+
+FREE_U = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
+CACHE = {"reuse_threshold": 0.2, "start_percent": 0.1, "end_percent": 0.9, "verbose": False}
+GUIDANCE = {"multiplier": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs", "name"), [("FreeU", FREE_U, "FreeU"), ("EasyCache", CACHE, "the node of easycache")]
+)
+def test_what_training_would_not_see_is_refused_by_the_nodes_name(call, node, inputs, name):
+    (model,) = call(node, model=tiny(), **inputs)
+    for train in (frozen.borrowed, copies.training_copy):
+        with pytest.raises(ValueError, match=f"Connect the model from before {name}"):
+            train(model)
+
+
+def test_a_lora_in_bypass_form_is_refused_and_guidance_is_not(call):
+    import comfy.patcher_extension
+
+    model = tiny().clone()
+    model.set_injections("bypass_lora", [comfy.patcher_extension.PatcherInjection(print, print)])
+    with pytest.raises(ValueError, match="in bypass form"):
+        frozen.borrowed(model)
+    frozen.borrowed(call("RescaleCFG", model=tiny(), **GUIDANCE)[0])
 
 
 # --- files ---------------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def forward(model, subject, x, t, context, columns):
 
     comfy.model_management.load_models_gpu([model, *model.get_nested_additional_models()])
     uuids = [f"prompt{i}" for i in range(x.shape[0])]
-    run = Run(Prompts({uuid: [tuple(row)] for uuid, row in zip(uuids, columns, strict=True)}, ()), model)
+    run = Run(Prompts({uuid: [tuple(row)] for uuid, row in zip(uuids, columns, strict=True)}, []), model)
     options = {"uuids": uuids, "sigmas": torch.tensor([1.0]), subject.key: run, "wrappers": model.wrappers}
     with torch.inference_mode():
         return model.model.diffusion_model(x, t.float(), context=context, transformer_options=options)

@@ -127,7 +127,7 @@ def test_training_sees_what_apply_vico_draws(parts, make_sd1):
         (columns,) = subject.trigger.memory.find({"cross_attn": encoded["cond"]})
         comfy.model_management.load_models_gpu([applied, *applied.get_nested_additional_models()])
         options = {"uuids": ["prompt"], "sigmas": torch.tensor([1.0]), "wrappers": applied.wrappers}
-        options[subject.key] = Run(Prompts({}, columns.trigger), applied)
+        options[subject.key] = Run(Prompts({}, [columns.trigger]), applied)
         expected = applied.model.diffusion_model(x_t, t.float(), context=encoded["cond"], transformer_options=options)
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 
