@@ -1,4 +1,4 @@
-"""Does ViCo keep the object and follow the prompt? python -m vico_spin.benchmarks.vico_evidence [--quick] [--choose-rates] [--json]
+"""Does ViCo keep the object and follow the prompt? python -m vico_spin.benchmarks.vico_evidence [--architecture DiT] [--quick] [--json]
 
 In the Sprite World, whose truth is known: identities that its model never saw, a few photos of each, prompts that put the
 object in other scenes. The same prompts and seeds by every condition; identity similarity, recognition (the share of other
@@ -11,6 +11,7 @@ the size, which is that of all photos.
 Every identity's raw numbers are kept in --output as soon as a condition's are there, and found again, so that a long run can
 be cut, that several processes can share it (--part 1 4: the first of four), and that identities and conditions can be added.
 The paper's learning rates are for SD1.4: --choose-rates tries the world's own, on identities that the evaluation does not use.
+--architecture DiT: the same on the world's diffusion transformer, with ViCo's method carried over; the paper has no such experiment.
 """
 
 import argparse
@@ -47,7 +48,10 @@ WARM_UP_STEPS = 20
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is trained and drawn. Rates, steps and CFG: chosen for the world on CHOSEN_ON."""
+    """How much is trained and drawn. Rates, steps and CFG: chosen for the world on CHOSEN_ON.
+
+    places: of image attention, evenly over the second half of a transformer; 0: those that Train ViCo takes.
+    """
 
     identities: int = 10
     photos: int = 4
@@ -59,9 +63,26 @@ class Plan:
     attention_lr: float = 6e-3
     sampling_steps: int = 25
     cfg: float = 2.0
+    sampler: str = "ddim"
+    scheduler: str = "ddim_uniform"
+    zero_init: bool = False
+    places: int = 0
 
 
-CHANGEABLE = ("identities", "seeds", "steps", "word_lr", "attention_lr")
+PLANS = {
+    "U-Net": Plan(),
+    "DiT": Plan(
+        steps=300,
+        seeds=1,
+        attention_lr=1e-3,
+        sampling_steps=20,
+        cfg=3.0,
+        sampler="euler",
+        scheduler="normal",
+        zero_init=True,
+    ),
+}
+CHANGEABLE = ("identities", "seeds", "steps", "word_lr", "attention_lr", "cfg", "places", "prompts")
 QUICK = {"identities": 2, "prompts": 2, "seeds": 1, "steps": 60, "sampling_steps": 10}
 
 
@@ -75,7 +96,7 @@ def evaluated_identities(count: int) -> list[int]:
 class World:
     """The model, and one identity's photos, prompts and measures."""
 
-    def __init__(self, host: Host, plan: Plan):
+    def __init__(self, host: Host, plan: Plan, architecture: str = "U-Net"):
         import torch
 
         from ..nodes.host.copies import training_mode
@@ -83,7 +104,7 @@ class World:
         self.torch, self.plan = torch, plan
         with training_mode():
             load = host.node_classes["SpriteWorldLoad"].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
-            self.model, self.clip, self.vae = load.execute().result
+            self.model, self.clip, self.vae = load.execute(architecture).result
 
     def pictures(self, identity: int) -> list:
         """The training photos and, last, one that is never trained on, in any scene."""
@@ -131,10 +152,10 @@ class World:
     def learn(self, pictures: list, who, condition: str):
         """(concept, seconds a step): the trainer that Train ViCo runs, without its files."""
         from ..nodes.host.copies import load_for_training, training_copy, training_mode
-        from ..nodes.vico.places import places_of
-        from ..nodes.vico.session import start_words
+        from ..nodes.vico.places import known_family
         from ..nodes.vico.streams import HostStreams, training_clip
         from ..nodes.vico.training_photos import encode_photos
+        from ..nodes.vico.trigger import start_words
         from ..sprite_world.vocabulary import OPENINGS, caption
         from ..train_core import LocalEngine, LoopSettings, train
         from ..vico_core.training import Draws, TrainedConcept, ViCoObjective
@@ -146,9 +167,9 @@ class World:
                 photos = replace(photos, masks=self.torch.ones(len(pictures), SIZE, SIZE))
             patcher, text = training_copy(self.model), training_clip(self.clip)
             load_for_training([patcher, text.patcher])
-            shapes = places_of(patcher.model)[1]
+            shapes = [] if condition == "textual inversion" else self.shapes(patcher.model)
             words = start_words(text, who.class_word)
-            trained = TrainedConcept([] if condition == "textual inversion" else shapes, words).to(patcher.load_device)
+            trained = TrainedConcept(shapes, words, zero_init=self.plan.zero_init).to(patcher.load_device)
             engine = LocalEngine(patcher.load_device)
             two = HostStreams(patcher, text, trained, "*", engine, detach_reference=condition == "fast mode")
             objective = ViCoObjective(two, **({"weight": 0.0} if condition == "no regularisation" else {}))
@@ -159,7 +180,17 @@ class World:
             loop = LoopSettings(self.plan.steps, WARM_UP_STEPS, "linear")
             ran = train(objective, draws, trained, optimizer, loop, engine)
         seconds = sorted(report.seconds for report in ran.history)[len(ran.history) // 2]
-        return trained.concept(placeholder="*"), seconds
+        return trained.concept(placeholder="*", family=known_family(self.model.model)), seconds
+
+    def shapes(self, model) -> list:
+        from ..nodes.vico.places import places_of, possible_places, shape_at
+        from ..vico_core import spread_places
+
+        if not self.plan.places:
+            return places_of(model)[1]
+        network = model.diffusion_model
+        blocks = [place.block for place in possible_places(network)]
+        return [shape_at(network, place) for place in spread_places(blocks, self.plan.places)]
 
     def draw(self, condition: str, concept, reference, who):
         """Pictures [prompts × seeds, H, W, 3] of one condition."""
@@ -169,7 +200,7 @@ class World:
         from ..nodes.vico.photos import Photo, Reference
         from ..nodes.vico.trigger import make_trigger, with_trigger
 
-        sampling = Sampling("ddim", "ddim_uniform", self.plan.sampling_steps, self.plan.cfg)
+        sampling = Sampling(self.plan.sampler, self.plan.scheduler, self.plan.sampling_steps, self.plan.cfg)
         prompts = self.prompts(who, who.class_word if condition == "class word" else "*")
         how = (prompts, list(range(self.plan.seeds)), sampling)
         with self.torch.no_grad():

@@ -146,6 +146,12 @@ def reset_resident_peak() -> int:
     return resident("VmRSS")
 
 
+def host_name(place) -> tuple[str, int, int]:
+    """A place as the host's patches_replace names it."""
+    numbers = [int(part) for part in place.block.split(".") if part.isdigit()]
+    return "output", numbers[0], numbers[-1]
+
+
 class OriginalStreams:
     """The step as haoosz/ViCo writes it, in the same U-Net with the same modules: a yardstick, not for use."""
 
@@ -158,13 +164,16 @@ class OriginalStreams:
         self.schedule, self.prediction = ours.schedule, ours.prediction
 
     def predict(self, x_t, batch):
-        context, columns, end_of_text = self.ours.encode(batch.captions, x_t)
+        from ..train_core import cat_contexts
+
+        captions = [self.ours.encode(caption, x_t) for caption in batch.captions]
+        context = cat_contexts([caption.conditions for caption in captions])
         timestep = batch.t.float()
         self.tokens, self.masks, self.maps = {}, {}, {}
-        self.columns, self.end_of_text = columns[0], end_of_text[0]
+        self.columns, self.end_of_text = captions[0].columns, captions[0].end_of_text
         options = {"optimized_attention_override": lambda plain, *a, **k: self.attention(*a, **k)}
         with self.at_places(self.reference_block):
-            places = {("output", place.level, place.depth): self.text_attention(place) for place in self.ours.places}
+            places = {host_name(place): self.text_attention(place) for place in self.ours.places}
             self.ours.forward(batch.reference, timestep, context, {**options, "patches_replace": {"attn2": places}})
         with self.at_places(self.noisy_block):
             prediction = self.ours.forward(x_t, timestep, context, options)

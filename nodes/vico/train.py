@@ -10,7 +10,7 @@ from ..host.pictures import to_image
 from ..host.progress import say
 from ..host.sockets import ConceptSocket, LossSocket, TrainingOptionsSocket
 from ..host.texts import lines
-from .session import TrainingRun, TrainSettings, train_concept
+from .session import AUTOMATIC_WORD, FIXED, LEARNT, TrainingRun, TrainSettings, train_concept
 from .training_photos import flatten_pictures
 
 
@@ -28,7 +28,8 @@ class TrainViCo(io.ComfyNode):
             is_input_list=True,
             inputs=[
                 io.Model.Input("model",
-                    tooltip="The checkpoint to learn beside: SD1.x, SD2.x or SDXL. It is not changed."),
+                    tooltip="The model to learn beside: SD1.x, SD2.x, SDXL, or a diffusion transformer (Z-Image, "
+                    "Qwen-Image, Flux, Chroma, SD3.5, Krea 2, Anima, Wan, Lumina 2, HunyuanImage). It is not changed."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 io.Image.Input("photos",
@@ -74,6 +75,10 @@ class TrainViCo(io.ComfyNode):
                     tooltip="What the photos show, one caption a line, each with the placeholder (a photo of a large "
                     "red * on tiles); one is drawn for each photo of a step. Empty: the paper's short templates, "
                     "which name nothing but the object."),
+                io.Combo.Input("word", options=[AUTOMATIC_WORD, LEARNT, FIXED], optional=True, advanced=True,
+                    tooltip="Whether the trigger word's vector is learnt, as in the paper, or stays the initialiser's, so "
+                    "that the text encoder takes no memory. automatic: learnt beside text encoders of up to a billion "
+                    "parameters."),
             ],
             outputs=[
                 ConceptSocket.Output("concept", tooltip="For Apply ViCo and Save ViCo Concept."),
