@@ -13,6 +13,7 @@ from .spin.dataset import SPINDataset
 from .spin.load_save import LoadSPINCheckpoint, SaveSPIN
 from .spin.options import SPINOpponent, SPINOptions
 from .spin.train import TrainBaseline, TrainSPIN
+from .spin.vote import SPINVote
 from .sprite_world.load import SpriteWorldLoad
 from .sprite_world.measure import SpriteWorldMeasure
 from .sprite_world.pictures import SpriteWorldPictures
@@ -24,7 +25,17 @@ from .vico.reference import ViCoReference
 from .vico.train import TrainViCo
 
 VICO = [LoadViCoConcept, SaveViCoConcept, ViCoReference, ApplyViCo, ViCoMaskPreview, TrainViCo, ViCoCheckpointGrid]
-SPIN = [SPINDataset, LoadSPINCheckpoint, SPINOpponent, SPINOptions, TrainSPIN, TrainBaseline, SaveSPIN, SPINCurves]
+SPIN = [
+    SPINDataset,
+    LoadSPINCheckpoint,
+    SPINOpponent,
+    SPINOptions,
+    TrainSPIN,
+    TrainBaseline,
+    SaveSPIN,
+    SPINCurves,
+    SPINVote,
+]
 SCORES = [ScoreLoadScorer, ScorePictures, ScoreCompareModels, ScoreReport]
 SPRITE_WORLD = [SpriteWorldLoad, SpriteWorldPictures, SpriteWorldMeasure]
 

@@ -16,14 +16,17 @@ from ..intake import (
     Captioned,
     Problem,
     Report,
+    Row,
     captioned_folder,
     captioned_table,
     captioned_tar,
     captions_of,
+    inside,
     open_parquet,
     parquet_rows,
     pictures_below,
     read_prompts,
+    read_rows,
     table_of,
 )
 from .samples import Picture, Sample
@@ -101,7 +104,24 @@ def read_pictures(found: Iterator[Captioned]) -> Iterator[Sample]:
 
 
 def read_metadata(file: Path, report: Report) -> Iterator[Sample]:
+    """Pictures with captions, or pairs where the columns are Pick-a-Pic's, as SPIN Vote writes them."""
+    first = next((found for found in read_rows(file) if isinstance(found, Row)), None)
+    if first and set(PICK_A_PIC_COLUMNS) <= first.values.keys():
+        return read_pairs(file, report)
     return read_pictures(captioned_table(file, report))
+
+
+def read_pairs(file: Path, report: Report) -> Iterator[Sample]:
+    """Pairs whose pictures are files below the table's folder."""
+    for found in read_rows(file):
+        where = f"{file.name}, row {found.number}"
+        if isinstance(found, Problem):
+            report.leave_out(where, found.reason)
+            continue
+        row = [found.values.get(column) for column in PICK_A_PIC_COLUMNS]
+        row[:2] = [inside(file.parent, name) if isinstance(name, str) else None for name in row[:2]]
+        if sample := preference(row, where, report):
+            yield sample
 
 
 def read_tar(file: Path, report: Report) -> Iterator[Sample]:
@@ -176,8 +196,10 @@ def label_of(value) -> float | None:
     return float(value) if is_number else None
 
 
-def content_of(value) -> bytes | None:
-    """The bytes of a table's picture, also where datasets keeps it as {"bytes", "path"}; None where there are none."""
+def content_of(value) -> Path | bytes | None:
+    """A table's picture: its file, or its bytes, also where datasets keeps it as {"bytes", "path"}; None where there are none."""
+    if isinstance(value, Path):
+        return value if value.is_file() else None
     if isinstance(value, dict):
         value = value.get("bytes")
     return value if isinstance(value, bytes) and value else None
