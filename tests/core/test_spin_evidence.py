@@ -136,6 +136,7 @@ def test_documents_show_what_the_folder_holds(study, tmp_path):
     assert json.loads((tmp_path / "docs" / "spin_evidence.json").read_text()) == found
     text = (tmp_path / "docs" / "spin_evidence.md").read_text()
     assert "SPIN above DPO from round 2, by taste: does not hold" in text and "KTO" not in text
+    assert "SPIN over DPO round 2, by taste: open at 0.4; below at 0.2" in text
     assert "1e-05: " in text and "0.0003: " in text  # every rate that was tried
     for name in ("spin_front", "spin_crossover", "spin_evidence_pictures"):
         assert (tmp_path / "docs" / f"{name}.png").stat().st_size > 5000
