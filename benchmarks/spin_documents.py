@@ -169,16 +169,32 @@ def data_table(found: Findings, base: State) -> str:
     return table(("pairs of DPO", "people", *(f"SPIN wins, {judge}" for judge in JUDGES)), rows)
 
 
+def side(found: dict) -> str:
+    """Where the interval lies."""
+    return "above" if found["low"] > 0.5 else "below" if found["high"] < 0.5 else "open"
+
+
 def verdicts(duels: dict[str, dict]) -> list[str]:
-    """The paper's claims, judge by judge: the round from which SPIN is above, intervals apart from one half."""
+    """The paper's claims, judge by judge: holds where SPIN is above in every round from the claimed one."""
     said = []
     for other, first in CLAIMED.items():
         rounds = [duels[name] for name in duels if name.startswith(f"SPIN over {other} round ")][first - 1 :]
         for judge in JUDGES if rounds else ():
-            ends = [(one[judge]["low"], one[judge]["high"]) for one in rounds]
-            word = "holds" if all(low > 0.5 for low, _ in ends) else "is open"
-            word = "does not hold" if any(high < 0.5 for _, high in ends) else word
+            sides = {side(one[judge]) for one in rounds}
+            word = "holds" if sides == {"above"} else "does not hold" if "below" in sides else "is open"
             said.append(f"SPIN above {other} from round {first}, by {judge}: {word}")
+    return said
+
+
+def turns(by_noise: dict[str, dict], name: str) -> list[str]:
+    """At which shares of wrong labels a duel is won, lost and open, judge by judge."""
+    said = []
+    for judge in JUDGES:
+        sides = {noise: side(duels[name][judge]) for noise, duels in by_noise.items() if name in duels}
+        at = {word: [noise for noise in sides if sides[noise] == word] for word in ("above", "open", "below")}
+        if sides:
+            told = "; ".join(f"{word} at {', '.join(noises)}" for word, noises in at.items() if noises)
+            said.append(f"{name}, by {judge}: {told}")
     return said
 
 
@@ -271,17 +287,25 @@ def write_documents(study: Study, docs: Path) -> dict:
     return duels
 
 
+def bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def as_markdown(found: Findings, duels: dict, base: State) -> str:
     study, sizes = found.study, found.study.sizes
     parts = []
     for kind, by_noise in duels.items():
         for noise, by_name in by_noise.items():
             parts += [f"## Pairs: {kind}, label noise {noise}", model_table(found, kind, float(noise), base)]
-            parts += [duel_table(by_name), "\n".join(f"- {line}" for line in verdicts(by_name))]
+            parts += [duel_table(by_name), bullets(verdicts(by_name))]
     for kind, by_noise in duels.items():
         for number in range(1, sizes.rounds + 1):
             name = f"SPIN over DPO round {number}"
-            parts += [f"## {name} by label noise, pairs: {kind}", noise_table(by_noise, name)]
+            parts += [
+                f"## {name} by label noise, pairs: {kind}",
+                noise_table(by_noise, name),
+                bullets(turns(by_noise, name)),
+            ]
     parts += ["## DPO's data", data_table(found, base)]
     parts += [f"## Rates tried, pairs: {kind}\n\n{rate_table(study, kind)}" for kind in duels]
     told_by = ", ".join(f"{name} {value:.3f}" for name, value in agreement(SEARCHED_AT).items())
@@ -292,4 +316,4 @@ def as_markdown(found: Findings, duels: dict, base: State) -> str:
         + ", ".join(f"{name} {value:.3g}" for name, value in study.agreement.items())
         + ". Intervals: prompts and training seeds resampled; with one seed, prompts alone."
     )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"

@@ -18,6 +18,8 @@ the work of one folder, and --noise, --methods, --seeds and --real take a part o
 
 import argparse
 import fcntl
+import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,7 +104,7 @@ class Study:
 
     def _claim_folder(self) -> None:
         sizes = {name: value for name, value in asdict(self.sizes).items() if name != "rates"}  # more can be added
-        made_from = json.dumps({"base": self.weights.stat().st_size, **sizes})
+        made_from = json.dumps({"base": hashlib.sha256(self.weights.read_bytes()).hexdigest(), **sizes})
         path = self.folder / "plan.json"
         if path.exists() and path.read_text() != made_from:
             raise SystemExit(
@@ -153,25 +155,24 @@ class Study:
             METHODS[cell.name], rate=cell.rate, sft_rate=sft_rate, steps=self.sizes.steps, rounds=self.sizes.rounds
         )
 
-    def search(self, kind: str, name: str, make: bool = True) -> dict[float, float]:
+    def search(self, kind: str, name: str, make: bool = True, wait: bool = True) -> dict[float, float]:
         """What the pictures of each rate are worth: from the lowest up, until one far above the best is worse.
 
-        make: what is missing, or else leave it out.
+        make: what is missing, or else leave it out. wait: for a rate that another process is at, or else end there.
         """
         worth: dict[float, float] = {}
         for rate in self.sizes.rates:
-            found = self.worth(searched(kind, name, rate, self.sizes), make)
-            if found is None:
-                continue
-            worth[rate] = found
-            if rate >= FAR * max(worth, key=worth.get):
+            found = self.worth(searched(kind, name, rate, self.sizes), make, wait)
+            if found is not None:
+                worth[rate] = found
+            if (found is None and make) or (worth and rate >= FAR * max(worth, key=worth.get)):
                 break
         return worth
 
-    def worth(self, cell: Cell, make: bool) -> float | None:
-        """What people in the mean find the pictures of all states worth."""
+    def worth(self, cell: Cell, make: bool, wait: bool) -> float | None:
+        """What people in the mean find the pictures of all states worth; None where they are not there."""
         if cell.file not in self.worths:
-            art = self.trained(cell) if make else self.kept(cell.file)
+            art = self.trained(cell, wait) if make else self.kept(cell.file)
             if art is None:
                 return None
             self.worths[cell.file] = float(np.mean([utility(see(state, self.search_prompts)) for state in art]))
@@ -248,8 +249,8 @@ class Part:
 
     def cells(self, study: Study) -> Iterator[Cell]:
         """The most informative first: one training seed over everything, then the others."""
-        for seed in self.seeds:
-            for kind in self.pairs:
+        for kind in self.pairs:
+            for seed in self.seeds:
                 for noise in self.noises:
                     for name in self.methods:
                         yield Cell(kind, noise, study.sizes.real, name, study.rate(kind, name), seed)
@@ -259,11 +260,13 @@ class Part:
 
 
 def work(study: Study, part: Part) -> None:
-    """Trains what is missing; a training that another process is at is waited for last."""
-    for kind in part.pairs:
-        for name in part.methods:
-            print(kind, name, told(study.search(kind, name)), flush=True)
+    """Trains what is missing; what another process is at is left to it at first, and waited for in the end."""
     study.base(SEARCH_SEED)
+    for wait in (False, True):
+        for kind, name in itertools.product(part.pairs, part.methods):
+            study.search(kind, name, wait=wait)
+    for kind, name in itertools.product(part.pairs, part.methods):
+        print(kind, name, told(study.search(kind, name)), flush=True)
     for seed in part.seeds:
         study.base(seed)
     for wait in (False, True):

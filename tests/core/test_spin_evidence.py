@@ -1,11 +1,19 @@
 """The evidence's people, judges and intervals: what its conclusions stand on."""
 
+import itertools
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from vico_spin.benchmarks.spin_documents import write_documents
+from vico_spin.benchmarks.spin_evidence import SEARCH_SEED, Cell, Sizes, Study, held, save_arrays, searched
 from vico_spin.benchmarks.spin_judges import Choices, PreferenceModel, crossed_interval, preference, win
-from vico_spin.benchmarks.spin_people import agreement, blurred, pairs, see, utility
+from vico_spin.benchmarks.spin_people import agreement, art_of, blurred, pairs, see, utility
+from vico_spin.scripts.sprite_world_card import BASE
+from vico_spin.sprite_world.pictures import chosen_pictures
+from vico_spin.sprite_world.vocabulary import read_caption
 
 
 def test_the_same_seed_gives_the_same_pairs_at_every_noise():
@@ -80,3 +88,67 @@ def test_the_preference_model_reads_both_towers():
 def test_choices_keep_caption_pictures_and_label_together():
     found = Choices(["x", "y", "z"], np.arange(3)[:, None], np.array([True, False, True])).at(np.array([2, 0]))
     assert (found.captions, found.art.ravel().tolist(), found.first.tolist()) == (["z", "x"], [2, 0], [True, True])
+
+
+SIZES = Sizes(real=8, prompts=6, search_prompts=5, choices=260, rates=(1e-5, 1e-4, 3e-4))
+THIRDS = 3
+
+
+def drawn(prompts: list[str], taste: float, seed: int) -> np.ndarray:
+    """Art [3, P, 32, 32, 3]: what a model that follows its prompts draws with this taste."""
+    named = [{name: read_caption(prompt)[name] for name in ("class_word", "colour", "scene")} for prompt in prompts]
+    pictures = [next(chosen_pictures(seed + i, **one, tastes=(taste, taste))) for i, one in enumerate(named)]
+    return np.stack([art_of(pictures)] * THIRDS)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A folder as a part of the work leaves it: DPO's best rate is the middle one, SPIN has one; two noises, two seeds."""
+    study = Study(BASE, SIZES, tmp_path)
+
+    def keep(file: str, prompts: list[str], taste: float, seed: int) -> None:
+        save_arrays(tmp_path / file, {"art": drawn(prompts, taste, seed)})
+
+    for seed in (SEARCH_SEED, 0, 1):
+        keep(f"base-{seed}.npz", study.prompts_of(seed), 0.2, seed)
+    for name, tastes in {"DPO": (0.4, 0.9, 0.1), "SPIN": (0.6,)}.items():
+        for rate, taste in zip(SIZES.rates, tastes, strict=False):
+            keep(searched("independent", name, rate, SIZES).file, study.search_prompts, taste, SEARCH_SEED)
+        rate = study.rate("independent", name, make=False)
+        for noise, seed in itertools.product((0.2, 0.4), (0, 1)):
+            taste = max(tastes) if noise == 0.2 else 0.5
+            keep(Cell("independent", noise, 8, name, rate, seed).file, study.prompts, taste, seed)
+    return study
+
+
+def test_the_rate_is_the_one_whose_pictures_are_worth_most(study):
+    assert study.rate("independent", "DPO", make=False) == 1e-4
+    assert study.rate("independent", "SPIN", make=False) == 1e-5
+    assert study.rate("independent", "KTO", make=False) is None
+
+
+def test_documents_show_what_the_folder_holds(study, tmp_path):
+    """At noise 0.2 DPO's pictures are the finer ones by construction; methods and noises that were not run are left out."""
+    found = write_documents(study, tmp_path / "docs")
+    assert set(found["independent"]) == {"0.2", "0.4"} and found["same-scene"] == {}
+    taste = found["independent"]["0.2"]["SPIN over DPO round 2"]["taste"]
+    assert taste["win"] < 0.1 and taste["low"] <= taste["win"] <= taste["high"] and taste["seeds"] == 2
+    assert json.loads((tmp_path / "docs" / "spin_evidence.json").read_text()) == found
+    text = (tmp_path / "docs" / "spin_evidence.md").read_text()
+    assert "SPIN above DPO from round 2, by taste: does not hold" in text and "KTO" not in text
+    assert "SPIN over DPO round 2, by taste: open at 0.4; below at 0.2" in text
+    assert "1e-05: " in text and "0.0003: " in text  # every rate that was tried
+    for name in ("spin_front", "spin_crossover", "spin_evidence_pictures"):
+        assert (tmp_path / "docs" / f"{name}.png").stat().st_size > 5000
+
+
+def test_another_plan_does_not_go_on_in_the_folder(study):
+    with pytest.raises(SystemExit, match="another plan"):
+        Study(BASE, Sizes(real=9), study.folder)
+
+
+def test_two_processes_do_not_make_the_same_training(tmp_path):
+    with held(tmp_path / "cell", wait=False) as first, held(tmp_path / "cell", wait=False) as second:
+        assert (first, second) == (True, False)
+    with held(tmp_path / "cell", wait=False) as again:
+        assert again
