@@ -88,6 +88,16 @@ def test_a_graph_of_the_hosts_nodes_draws_what_the_prompt_says(host, load):
     assert all(f"{name} as the caption says: 100.0%" in text for name in ("class", "colour", "scene")), text
 
 
+def test_the_dit_draws_sizes_that_need_padding_and_prompts_of_other_lengths(dit_world, call):
+    """20 x 20 latents are 100 tokens, padded to 128; a prompt of two chunks is 154 tokens, padded to 160."""
+    model, clip, _ = dit_world
+    positive, negative = (call("CLIPTextEncode", clip=clip, text=text)[0] for text in ("a red crab, " * 40, ""))
+    latent = {"samples": torch.zeros(1, 4, 20, 20)}
+    sampling = {"seed": 1, "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    (drawn,) = call("KSampler", model=model, positive=positive, negative=negative, latent_image=latent, **sampling)
+    assert drawn["samples"].shape == (1, 4, 20, 20) and drawn["samples"].isfinite().all()
+
+
 @torch.inference_mode()
 def test_any_word_can_be_encoded_and_unknown_words_read_alike(world):
     clip = world[1]
