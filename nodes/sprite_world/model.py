@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import comfy.clip_model
@@ -97,6 +98,7 @@ class SpriteUNet(comfy.model_base.UNetModel):
         sigmas = comfy.model_sampling.ModelSamplingDiscrete().sigmas
         self.register_buffer("signal", (sigmas.square() + 1).rsqrt(), persistent=False)
 
+    @functools.wraps(comfy.model_base.UNetModel._forward)  # wrappers find the arguments by their names
     def _forward(self, x, timesteps=None, *args, **kwargs):
         v = super()._forward(x, timesteps, *args, **kwargs)
         signal = self.signal.to(x.device)[timesteps.round().long()].view(-1, 1, 1, 1)

@@ -1,10 +1,13 @@
 """The Sprite World's nodes in the real host: its classes, a real graph, the pictures and the measure."""
 
+import inspect
+
 import comfy.model_base
 import comfy.sd
 import pytest
 import torch
 from comfy.ldm.lumina.model import NextDiT
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from vico_spin.sprite_world import ARCHITECTURES
 
@@ -35,6 +38,12 @@ def test_the_dit_is_z_image_s_class_with_its_padding_and_shift(dit_world):
     assert type(model) is comfy.model_base.Lumina2 and type(model.diffusion_model) is NextDiT
     assert model.model_type == comfy.model_base.ModelType.FLOW and model.model_sampling.shift == 3.0
     assert model.diffusion_model.pad_tokens_multiple == 32 and len(model.diffusion_model.layers) == 8
+
+
+def test_the_unet_takes_what_the_host_s_takes_by_the_same_names(world):
+    """Wrappers of the forward look for context and transformer_options by name."""
+    forward = world[0].model.diffusion_model._forward
+    assert inspect.signature(forward) == inspect.signature(UNetModel._forward.__get__(object()))
 
 
 def test_both_architectures_read_prompts_alike(world, dit_world):
