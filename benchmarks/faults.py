@@ -7,27 +7,35 @@ file. Everything else is a fault. --short takes every fourteenth case and is par
 """
 
 import argparse
+import atexit
 import io
 import json
 import os
 import pickle
 import random
 import resource
+import shutil
 import signal
+import tarfile
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file
 
 from ..intake import Report, open_picture
+from ..scores.load import load_scorer
 from ..scores.prompts import read_prompts
 from ..scores.run import Run
+from ..scripts import tiny_scorers
 from ..spin_core.data import Dataset
 from ..spin_core.store import TensorStore
 from ..train_core import CheckpointFolder, save_tensors
@@ -122,6 +130,79 @@ def read_folder(path: Path) -> None:
     read_dataset(path.parent)
 
 
+def tar() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for number in range(4):
+            for ending, content in (("png", picture("PNG")), ("json", b'{"caption": "a"}')):
+                member = tarfile.TarInfo(f"{number:05}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def drawn() -> bytes:
+    """A picture as ComfyUI saves it, with its graph."""
+    graph = {"1": {"inputs": {"text": "a cat"}}, "2": {"inputs": {"positive": ["1", 0], "model": ["3", 0]}}}
+    (info := PngInfo()).add_text("prompt", json.dumps(graph))
+    return picture("PNG", pnginfo=info)
+
+
+@cache
+def scorer_folder(kind: str) -> Path:
+    """A whole scorer, small; made once, before the first child."""
+    folder = Path(tempfile.mkdtemp(prefix="vico-spin-faults-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (tiny_scorers.write_clip_folder if kind == "clip" else tiny_scorers.write_dino_folder)(folder)
+    load_scorer("clip-score" if kind == "clip" else "dino", folder)  # what it imports, children have
+    return folder
+
+
+def of_scorer(kind: str, file: str) -> Kind:
+    """One file of a scorer's folder, the others being whole."""
+    folder = scorer_folder(kind)
+
+    def read_scorer(path: Path) -> None:
+        for whole in folder.iterdir():
+            if whole.name != file and not (whole.suffix == ".safetensors" and file.endswith(".bin")):
+                shutil.copy(whole, path.parent)
+        load_scorer("clip-score" if kind == "clip" else "dino", path.parent)
+
+    if file.endswith(".bin"):
+        content = pickled(load_file(folder / "model.safetensors"))
+    else:
+        content = (folder / file).read_bytes()
+    return Kind(file, content, read_scorer, ODD_TEXTS | PICKLES | CONFIGURATIONS)
+
+
+def kinds_of_the_host() -> list[Kind]:
+    """What nodes feed to the host's own loaders."""
+    from ..scripts.host import Host
+
+    Host()
+    from ..nodes.spin.checkpoints import load_onto
+    from ..scripts import models
+    from ..train_core import LoRA, find_layers
+
+    with torch.inference_mode():
+        model = models.of_family("sd1")
+    network = model.model.diffusion_model
+    lora = LoRA(network, find_layers(network, r"\.to_k$"), 2).lora_state_dict()
+
+    def read_lora(path: Path) -> None:
+        load_onto(str(path), model, 1.0)
+
+    return [
+        Kind("l.safetensors", written(lambda p: save_tensors(p, lora, {})), read_lora, ODD_TEXTS | PICKLES),
+        Kind("l.pt", pickled(lora), read_lora, ODD_TEXTS | PICKLES),
+        Kind("u.bin", pickled(network.state_dict()), read_lora, PICKLES),
+    ]
+
+
+def read_dataset_folder(path: Path) -> None:
+    read_dataset(path.parent)
+
+
 def read_state(path: Path) -> None:
     CheckpointFolder(path.parent).load()
 
@@ -171,6 +252,15 @@ PICKLES = {
 }
 
 
+CONFIGURATIONS = {
+    "layers": b'{"text_config": {"num_hidden_layers": 900000}, "vision_config": {"num_hidden_layers": 900000}}',
+    "width": b'{"hidden_size": 16000000, "image_size": 16000000}',
+    "kernel": b'{"attn_implementation": "nobody/kernel", "quantization_config": {"load_in_4bit": true}}',
+    "code": b'{"auto_map": {"AutoModel": "nobody/code--model.Model"}, "hidden_act": "exec"}',
+    "kinds": b'{"hidden_size": "9", "text_config": 3}',
+}
+
+
 def kinds() -> list[Kind]:
     pictures = {
         "bomb": bomb(),
@@ -200,6 +290,10 @@ def kinds() -> list[Kind]:
         Kind("c.safetensors", written(concept().save), ViCoConcept.load, ODD_TEXTS | PICKLES),
         Kind("cross_attention-1.pt", pickled({"a": torch.ones(3)}), ViCoConcept.load, ODD_TEXTS | PICKLES),
         Kind("step-00000001.safetensors", state(), read_state, ODD_TEXTS | PICKLES),
+        Kind("t.tar", tar(), read_dataset, PICKLES),
+        Kind("b.png", drawn(), read_dataset_folder, {"deep": drawn().replace(b'{"1"', b"[" * 4)}),
+        *(of_scorer("clip", name) for name in ("model.safetensors", "pytorch_model.bin", "config.json", "vocab.json")),
+        *(of_scorer("clip", "merges.txt"), of_scorer("dino", "model.safetensors"), of_scorer("dino", "config.json")),
         Kind("s.safetensors", written(lambda p: save_tensors(p, {"latent": torch.ones(4)}, {})), read_store, PICKLES),
     ]
     return found
@@ -225,9 +319,9 @@ def changed(content: bytes, seed: int) -> Iterator[tuple[str, bytes]]:
         yield f"garbage alone, {number}", draw.randbytes(1 + 400 * number)
 
 
-def cases() -> Iterator[tuple[Kind, str, bytes | str]]:
+def cases(kinds: Sequence[Kind]) -> Iterator[tuple[Kind, str, bytes | str]]:
     """(kind, what was done, the content); a str is what stands in the file's place: a pipe, a folder, a link."""
-    for seed, kind in enumerate(kinds()):
+    for seed, kind in enumerate(kinds):
         yield from ((kind, what, content) for what, content in changed(kind.content, seed))
         yield from ((kind, what, content) for what, content in kind.hostile.items())
         yield from (
@@ -296,10 +390,10 @@ def watched(kind: Kind, path: Path, size: int, writing: int) -> int:
     return 0
 
 
-def measure(short: bool) -> tuple[Counter, list[str]]:
+def measure(short: bool, kinds: Sequence[Kind]) -> tuple[Counter, list[str]]:
     """How many cases came to each verdict, and the faults in words."""
     verdicts, faults = Counter(), []
-    for number, (kind, what, content) in enumerate(cases()):
+    for number, (kind, what, content) in enumerate(cases(kinds)):
         if short and number % SHORT_FORM:
             continue
         verdict, said = read_in_child(kind, content)
@@ -313,8 +407,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help=f"every {SHORT_FORM}th case alone")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument(
+        "--host", action="store_true", help="what nodes feed to the host's loaders, instead of the cores' readers"
+    )
     options = parser.parse_args()
-    verdicts, faults = measure(options.short)
+    verdicts, faults = measure(options.short, kinds_of_the_host() if options.host else kinds())
     print("\n".join(faults))
     result = {"tried": verdicts.total(), **{name: verdicts[name] for name in ("right", "clear", *FAULTS)}}
     print(", ".join(f"{name} {count}" for name, count in result.items()))

@@ -13,7 +13,7 @@ def clip_from_folder(folder: Path, scorer: str):
 
     config = read_config(CLIPConfig, folder, scorer)
     weights = weights_in(folder, scorer)
-    return build(CLIPModel, config, read_weights(weights, HF_CLIP, scorer), scorer), weights
+    return build(CLIPModel, config, read_weights(weights, HF_CLIP, scorer), f'{scorer}, "{folder}"'), weights
 
 
 def picture_embeddings(model, pixels):

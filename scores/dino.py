@@ -34,7 +34,7 @@ def load(path: Path, protocol: str = "standard") -> Dino:
     if protocol == "dreammatcher":
         steps, config.image_size = Square(side * 256 // 224), side * 256 // 224
         state[POSITIONS] = stretched(state[POSITIONS], config.image_size // config.patch_size)
-    model = build(ViTModel, config, state, "DINO", add_pooling_layer=False)
+    model = build(ViTModel, config, state, f'DINO, "{path}"', add_pooling_layer=False)
     return Dino(protocol, model, steps, [checkpoint_of(weights)])
 
 

@@ -29,7 +29,7 @@ def load(path: Path, version: str, tokenizer: Path | None = None, antialias: boo
         raise ValueError(f'"{path.name}" is named as HPS {other}; {name} needs {VERSIONS[version]}. Never mix the two.')
     state = read_weights(path, OPEN_CLIP, name)
     config = open_clip_config(state)
-    model = build(CLIPModel, config, from_open_clip(state), name)
+    model = build(CLIPModel, config, from_open_clip(state), f'{name}, "{path.name}"')
     preprocessing = LongestSide(size=config.vision_config.image_size, antialias=antialias)
     words = tokenizer_for(path.parent, tokenizer, name)
     return HPS(version, model, preprocessing, [checkpoint_of(path)], words)

@@ -53,8 +53,8 @@ def load(path: Path) -> ImageReward:
     tokenizer = bert_tokenizer(path.parent, name)
     state = read_weights(path, IMAGE_REWARD, name)
     vision_state, text_state = vision_weights(state), text_weights(state)
-    vision = build(BlipVisionModel, vision_config(vision_state), vision_state, name)
-    text = build(BlipTextModel, text_config(text_state), text_state, name, add_pooling_layer=False)
+    vision = build(BlipVisionModel, vision_config(vision_state), vision_state, f'{name}, "{path.name}"')
+    text = build(BlipTextModel, text_config(text_state), text_state, f'{name}, "{path.name}"', add_pooling_layer=False)
     module = torch.nn.ModuleDict({"vision": vision, "text": text, "head": linear_head(state, "mlp.layers.")})
     size = vision.config.image_size
     return ImageReward(module, ShortestSide(resize=size, crop=size), [checkpoint_of(path)], tokenizer)

@@ -151,9 +151,11 @@ def build(model_class, config, state: dict, scorer: str, **arguments):
     from_pretrained(None, …) renames the keys as each version of transformers wants them; load_state_dict would not.
     """
     check_size(model_class, config, state, scorer, **arguments)
-    model, info = model_class.from_pretrained(
-        None, config=config, state_dict=state, output_loading_info=True, local_files_only=True, **arguments
-    )
+    named = {"config": config, "state_dict": state, "output_loading_info": True, "local_files_only": True}
+    try:
+        model, info = model_class.from_pretrained(None, **named, **arguments)
+    except RuntimeError as error:
+        raise ValueError(f"{scorer}: the weights do not fit its configuration ({error}).") from error
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
         first = (missing or [key for key, *_ in info["mismatched_keys"]])[0]

@@ -75,6 +75,8 @@ def check_parts(folder: Path) -> None:
     """ValueError for a part whose configuration would fetch and run a kernel, or quantise: neither is trained here."""
     for path in sorted(folder.glob("*/config.json")):
         config = read_json(path)
+        if not isinstance(config, dict):
+            raise ValueError(f'"{path}" describes no model: download the folder again')
         kernels = [value for name, value in config.items() if "attn_implementation" in name and "/" in str(value)]
         if kernels or config.get("quantization_config"):
             what = f"attention by the kernel {kernels[0]}" if kernels else "quantised weights"

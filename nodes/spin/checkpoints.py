@@ -4,6 +4,7 @@ import ast
 import json
 import logging
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ...intake import check_pickle
+from ...intake import LIMITS, check_file, check_pickle
 from ...sprite_world import EXAMPLE, EXAMPLE_LORA
 from ...train_core import save_tensors
 from ...train_core.lora_dialects import is_lora, read_dialect, without_partner
@@ -149,14 +151,35 @@ def load_state(path: Path) -> dict[str, Tensor]:
     for file in files_of(path):
         if file.suffix.lower() not in (".safetensors", ".sft"):
             check_pickle(file, LIGHTNING)
-        state |= comfy.utils.load_torch_file(str(file), safe_load=True)
-    broken = [key for key, t in state.items() if torch.is_tensor(t) and t.is_floating_point() and not is_finite(t)]
+        state |= tensors_of(file)
+    broken = [key for key, t in state.items() if t.is_floating_point() and not is_finite(t)]
     if broken:
         raise ValueError(
             f'"{path.name}" has weights that are NaN or infinite ({len(broken)}, for instance {broken[0]}): the training that '
             "made it came apart, or the file is damaged. Take an earlier one, or download it again"
         )
     return state
+
+
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """A file's tensors, by the host's loader. Raises: ValueError where it has none or is not whole."""
+    check_file(file, LIMITS.weights_bytes)
+    try:
+        found = comfy.utils.load_torch_file(str(file), safe_load=True)
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+    ) as error:
+        raise ValueError(f'"{file.name}" is not a whole file of weights ({error}). Download it again') from error
+    tensors = {k: v for k, v in found.items() if torch.is_tensor(v)} if isinstance(found, dict) else {}
+    if not tensors:
+        raise ValueError(f'"{file.name}" holds no weights')
+    return tensors
 
 
 def is_finite(tensor: Tensor) -> bool:
