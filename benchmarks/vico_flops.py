@@ -1,0 +1,158 @@
+"""What ViCo costs at the true shapes of large transformers: python -m vico_spin.benchmarks.vico_flops [--side 1024] [--json]
+
+The host's own classes at the published sizes, on torch's meta device: every operation is counted and none computed. A further
+picture has the reference's features at hand; the first one also runs the reference up to the last place. All keys kept: the
+mask makes it less.
+"""
+
+import argparse
+import json
+from contextlib import ExitStack, suppress
+
+from ..scripts.host import enter
+
+TEXT_TOKENS = 128
+SHAPES = {  # the host's configuration of the published weights
+    "Z-Image": {
+        "dim": 3840,
+        "n_layers": 30,
+        "n_refiner_layers": 2,
+        "n_heads": 30,
+        "n_kv_heads": 30,
+        "multiple_of": 256,
+        "ffn_dim_multiplier": 8 / 3,
+        "qk_norm": True,
+        "in_channels": 16,
+        "cap_feat_dim": 2560,
+        "axes_dims": [32, 48, 48],
+        "axes_lens": [1536, 512, 512],
+        "rope_theta": 256.0,
+        "z_image_modulation": True,
+        "time_scale": 1000.0,
+        "pad_tokens_multiple": 32,
+    },
+    "Qwen-Image": {"num_layers": 60},
+    "Sprite World's DiT": None,
+}
+
+
+def network(name: str):
+    """The family's network without weights."""
+    import comfy.ldm.lumina.model
+    import comfy.ldm.qwen_image.model
+    import comfy.ops
+
+    from ..nodes.sprite_world.model import DIT_CONFIG
+
+    made = {"device": "meta", "operations": comfy.ops.disable_weight_init}
+    if name == "Qwen-Image":
+        return comfy.ldm.qwen_image.model.QwenImageTransformer2DModel(**SHAPES[name], **made)
+    config = SHAPES[name] or {k: v for k, v in DIT_CONFIG.items() if k not in ("image_model", "dtype")}
+    return comfy.ldm.lumina.model.NextDiT(**config, **made)
+
+
+class Seen:
+    """Image attention at a network's default places, all keys of a reference of the picture's size kept."""
+
+    def __init__(self, net):
+        from ..nodes.vico.places import default_places, shape_at, tokens_of
+        from ..vico_core import ImageAttention
+
+        self.net, self.places = net, default_places(net)
+        self.shapes = [shape_at(net, place) for place in self.places]
+        self.tokens = {place.name: tokens_of(net, place) for place in self.places}
+        built = {s.name: ImageAttention(s.dim, s.heads, s.dim_head, device="meta") for s in self.shapes}
+        self.modules = built
+
+    def attend(self, place, x, options):
+        import torch
+
+        kept = torch.empty(x.shape[1], x.shape[2], device="meta")
+        return self.modules[place.name].forward_kept(x, [([0], kept)])
+
+    def attached(self):
+        from ..nodes.vico.attach import image_attended
+        from ..nodes.vico.streams import replaced_forwards
+
+        blocks = [self.net.get_submodule(place.block) for place in self.places]
+        pairs = zip(blocks, self.places, strict=True)
+        forwards = [image_attended(b.forward, p, self.tokens[p.name], self) for b, p in pairs]
+        return replaced_forwards(blocks, forwards)
+
+
+def forward(net, side: int, options: dict, text_width: int, channels: int) -> None:
+    import torch
+
+    from ..nodes.host.denoiser import graded_attention
+    from ..nodes.host.families.image_tokens import LATENT
+
+    frames = (1,) if type(net).__name__.startswith("Qwen") else ()
+    x = torch.empty(1, channels, *frames, side // 8, side // 8, device="meta")
+    context = torch.empty(1, TEXT_TOKENS, text_width, device="meta")
+    given = {"num_tokens": TEXT_TOKENS} if not frames else {}
+    own = {"optimized_attention_override": graded_attention, LATENT: x.shape, **options}
+    net(x, torch.empty(1, device="meta"), context=context, transformer_options=own, **given)
+
+
+def counted(net, side: int, with_places=None, capture=None) -> int:
+    """Floating point operations of a forward."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ..nodes.vico.capture import CAPTURE, LastPlaceReached
+
+    qwen = type(net).__name__.startswith("Qwen")
+    text_width = net.txt_in.in_features if qwen else net.cap_embedder[1].in_features
+    channels = net.in_channels // 4 if qwen else net.in_channels
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if with_places:
+            stack.enter_context(with_places.attached())
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        with suppress(LastPlaceReached):
+            forward(net, side, {CAPTURE: capture} if capture else {}, text_width, channels)
+        return counter.get_total_flops()
+
+
+def row(name: str, side: int) -> dict:
+    """{"places", "share", "plain", "further", "first"}: operations of a forward, and the last two against the plain one."""
+    import comfy.model_management
+
+    from ..nodes.vico.capture import NO_MASK, Capture
+    from ..nodes.vico.places import share
+
+    comfy.model_management.in_training = True  # the host's fused kernels know no meta tensors
+    net = network(name).eval()
+    seen = Seen(net)
+    plain, further = counted(net, side), counted(net, side, seen)
+    capture = Capture(seen.places, [[0]], NO_MASK, None)
+    capture.rows = [0]
+    reference = counted(net, side, seen, capture)
+    return {
+        "places": [place.name for place in seen.places],
+        "share": share(seen.shapes, net),
+        "plain": plain,
+        "further": further / plain,
+        "first": (further + reference) / plain,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--side", type=int, default=1024, help="pixels of the picture and of the reference")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    options = parser.parse_args()
+    enter()
+    rows = {name: row(name, 128 if SHAPES[name] is None else options.side) for name in SHAPES}
+    print(
+        "| model | places | of its parameters | plain, TFLOP | further picture | first picture |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    for name, r in rows.items():
+        told = f"{r['share']:.1%} | {r['plain'] / 1e12:.3g} | {r['further']:.3f}x | {r['first']:.2f}x |"
+        print(f"| {name} | {', '.join(r['places'])} | {told}")
+    if options.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
