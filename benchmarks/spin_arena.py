@@ -205,7 +205,7 @@ class Arena:
 
         run = Run(corpus, self._settings(method, seed), self.engine, folder, keep, pictures=folder.parent / "pictures")
         if method.lora_rank:
-            return States([self._adapted(model, method, run)])
+            return States([self._adapted(model, method, run)], states.reports)
         frozen = copy.deepcopy(model)
         player = FullPlayer(UNet(model), UNet(frozen), model, frozen)
         if method.kind == "spin":

@@ -1,9 +1,10 @@
-"""Why does self-play not rise in every round? python -m vico_spin.benchmarks.spin_rounds [--quick] [--docs docs/spin]
+"""Why does self-play not rise in every round? python -m vico_spin.benchmarks.spin_rounds [--quick] [--ablations] [--docs docs/spin]
 
 Six rounds in the Sprite World on pairs as people make them (see spin_evidence; their winners are the real data), as a user
 would play them and with one thing changed: smaller rates after round 1, fewer steps, the safeguard. Beside the taste of what
 the player draws stand its opponent's, the four errors, the margin z and its gradient weight, the drift, the two sides'
-gradients apart, and whether a round's change of the weights goes back on the last one's.
+gradients apart, and whether a round's change of the weights goes back on the last one's. --ablations: what users ask about,
+one round each.
 
 Every variant is kept in --output as soon as it is there, and found again; several processes share the work of one folder.
 """
@@ -38,6 +39,18 @@ VARIANTS = {
     "safeguard": replace(PLAYED, safeguard=0.0),
     "rate halved each round": replace(PLAYED, rate=tuple(PLAYED.rate / 2**number for number in range(6))),
     "quarter rate from round 2": replace(PLAYED, rate=(PLAYED.rate, PLAYED.rate / 4)),
+}
+ONE = replace(PLAYED, rounds=1)
+ABLATIONS = {
+    "one round as played": ONE,
+    "beta × 1/4": replace(ONE, beta=ONE.beta / 4),
+    "beta × 4": replace(ONE, beta=ONE.beta * 4),
+    "half the steps": replace(ONE, steps=ONE.steps // 2),
+    "twice the steps": replace(ONE, steps=ONE.steps * 2),
+    "opponent at CFG 1": replace(ONE, cfg=1.0),
+    "opponent at CFG 5": replace(ONE, cfg=5.0),
+    "noise not shared": replace(ONE, share_noise=False),
+    "LoRA of rank 16, 10 × the rate": replace(ONE, lora_rank=16, rate=ONE.rate * 10),
 }
 SHOWN = (  # of the step's metrics
     "error_policy_real",
@@ -162,27 +175,32 @@ HEAD = (
 )
 
 
-def write_documents(found: dict[str, dict], prompts: list[str], docs: Path) -> None:
+def goal() -> tuple[float, list[str]]:
+    """The winners' taste, and their captions."""
     learnt_from = pairs("independent", SEED, REAL, NOISE)
-    goal = float(see(learnt_from.winners, learnt_from.captions)[:, 0].mean())
-    rows = [row for name, one in found.items() for row in rows_of(name, one, prompts, learnt_from.captions)]
-    text = table(HEAD, rows) + (
-        f"\n\n{REAL} pairs at label noise {NOISE:g}, whose winners' taste is {goal:.3f}; one training seed, {len(prompts)} "
+    return float(see(learnt_from.winners, learnt_from.captions)[:, 0].mean()), learnt_from.captions
+
+
+def write_table(found: dict[str, dict], prompts: list[str], path: Path) -> None:
+    aim, captions = goal()
+    text = table(HEAD, [row for name, one in found.items() for row in rows_of(name, one, prompts, captions)]) + (
+        f"\n\n{REAL} pairs at label noise {NOISE:g}, whose winners' taste is {aim:.3f}; one training seed, {len(prompts)} "
         f"prompts, rate {PLAYED.rate:g}, beta {PLAYED.beta:g}, {PLAYED.steps} steps a round. The player's taste at CFG 5, the "
-        "opponent's at its own CFG 3. turn: cosine of the change of the weights with the last round's.\n"
+        "opponent's at its own CFG (3, where nothing else is said). turn: cosine of the change of the weights with the last "
+        "round's.\n"
     )
-    docs.mkdir(parents=True, exist_ok=True)
-    (docs / "spin_rounds.md").write_text(text, encoding="utf-8")
-    draw(found, prompts, goal, docs / "spin_rounds.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
     print(text)
 
 
-def draw(found: dict[str, dict], prompts: list[str], goal: float, path: Path) -> None:
+def draw(found: dict[str, dict], prompts: list[str], path: Path) -> None:
     """Taste by round for each variant; of the first one, how far the player's errors leave the opponent's."""
+    aim, _ = goal()
     plt, figure, [(tastes, errs)] = new_figure(2)
     for name, one in found.items():
         tastes.plot([see(art, prompts)[:, 0].mean() for art in one["art"]], marker="o", label=name)
-    tastes.axhline(goal, color="grey", linewidth=0.8)
+    tastes.axhline(aim, color="grey", linewidth=0.8)
     tastes.set(xlabel="round", ylabel="taste (grey: the real pictures')")
     tastes.legend(fontsize=7)
     metric = next(iter(found.values()))["metrics"]  # [R, steps, 7]
@@ -201,28 +219,40 @@ def draw(found: dict[str, dict], prompts: list[str], goal: float, path: Path) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small: does it all run?")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=tuple(VARIANTS))
+    parser.add_argument("--ablations", action="store_true", help="one round of each ablation instead")
+    parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, *ABLATIONS], help="only these")
     parser.add_argument("--tables", action="store_true", help="only the documents of what is there")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "spin_rounds", help="folder of the results")
     parser.add_argument("--docs", type=Path, help="folder for table and figure (default: --output)")
     options = parser.parse_args()
-    folder = options.output / ("quick" if options.quick else "full")
+    folder, variants = options.output / ("quick" if options.quick else "full"), VARIANTS
+    if options.ablations:
+        variants = ABLATIONS
     prompts = evaluation_prompts(8 if options.quick else 100, seed=11)
     for wait in (False, True):
-        for name in () if options.tables else options.variants:
+        for name in () if options.tables else options.variants or variants:
             make(name, options.quick, prompts, folder, wait)
-    paths = {name: folder / f"{name.replace(' ', '_')}.npz" for name in VARIANTS}
-    write_documents({n: dict(np.load(p)) for n, p in paths.items() if p.exists()}, prompts, options.docs or folder)
+    paths = {name: folder / file_of(name) for name in variants}
+    found = {name: dict(np.load(path)) for name, path in paths.items() if path.exists()}
+    docs = options.docs or folder
+    write_table(found, prompts, docs / ("spin_ablations.md" if options.ablations else "spin_rounds.md"))
+    if found and not options.ablations:
+        draw(found, prompts, docs / "spin_rounds.png")
+
+
+def file_of(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name) + ".npz"
 
 
 def make(name: str, quick: bool, prompts: list[str], folder: Path, wait: bool) -> None:
     """Plays the variant where it is not there; one that another process is at only when it waits."""
-    path = folder / f"{name.replace(' ', '_')}.npz"
+    path, method = folder / file_of(name), (VARIANTS | ABLATIONS)[name]
     with held(folder / "locks" / path.name, wait) as mine:
         if mine and not path.exists():
             arena = Arena(BASE, 4 if quick else 16, 6 if quick else 15)
-            method = replace(VARIANTS[name], steps=11, rounds=2) if quick else VARIANTS[name]
-            arrays = run(arena, method, prompts, folder / "runs" / name.replace(" ", "_"))
+            if quick:
+                method = replace(method, steps=11, rounds=min(method.rounds, 2))
+            arrays = run(arena, method, prompts, folder / "runs" / path.stem)
             write_atomically(path, lambda partial: save_arrays(partial, arrays))
             print(name, flush=True)
 
