@@ -5,9 +5,8 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from .files import BadFile, open_regular
 from .limits import LIMITS
@@ -18,16 +17,14 @@ DELIMITERS = ",;\t"
 UNREADABLE = "\0\n"  # stands for a line that is no text; no text holds it
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A row by its place in the file, the first being 1."""
 
     number: int
     values: dict
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """A row that cannot be used, and why."""
 
     number: int
@@ -107,7 +104,7 @@ def delimited(
         except csv.Error as error:
             yield Problem(number, f"no row ({error})")
             continue
-        if any("\0" in cell for cell in cells):
+        if "\0" in "".join(cells):
             yield Problem(number, "no text")
         elif cells:
             yield row_of(number, columns, cells, dialect["delimiter"])

@@ -13,11 +13,14 @@ MARKS = (  # the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+ALL_MARKS = tuple(mark for mark, _ in MARKS)
 
 
 def decode_text(content: bytes, name: str) -> str:
     """By its byte-order mark; else UTF-8, else cp1252. BadFile where it is none of them (binary data)."""
-    encoding = next((encoding for mark, encoding in MARKS if content.startswith(mark)), None)
+    encoding = None
+    if content.startswith(ALL_MARKS):
+        encoding = next(encoding for mark, encoding in MARKS if content.startswith(mark))
     for candidate in [encoding] if encoding else ["utf-8", "cp1252"]:
         try:
             text = content.decode(candidate)
