@@ -117,18 +117,20 @@ class Host:
 
         prompt_id = str(uuid.uuid4())
         valid, error, outputs, node_errors = await execution.validate_prompt(prompt_id, prompt, None)
-        if not valid:
+        if not valid or node_errors:  # the host would run what is left of a prompt, without the outputs that fail
             raise RuntimeError(describe_invalid(error, node_errors))
         await self.executor.execute_async(prompt, prompt_id, {"client_id": self.server.client_id}, outputs)
         if not self.executor.success:
             event, data = next(m for m in reversed(self.executor.status_messages) if m[0].startswith("execution_"))
-            raise RuntimeError(f"{data.get('node_type')}: {data.get('exception_message', event)}")
+            where = f"{data.get('node_type')} (node {data.get('node_id')})"
+            raise RuntimeError(f"{where}: {data.get('exception_message', event).strip()}")
         return self.executor.history_result["outputs"]
 
 
-def describe_invalid(error: dict, node_errors: dict) -> str:
+def describe_invalid(error: dict | None, node_errors: dict) -> str:
     """The host's validation errors as one text: what, and at which node and input."""
-    lines = [error["message"] + (f": {error['details']}" if error.get("details") else "")]
+    lines = [error["message"] + (f": {error['details']}" if error.get("details") else "")] if error else []
     for node_id, found in node_errors.items():
         lines += [f"{found['class_type']} (node {node_id}): {e['message']}: {e['details']}" for e in found["errors"]]
-    return "\n".join(lines)
+        lines += [f"So the output of node {output} would be missing." for output in found.get("dependent_outputs", [])]
+    return "\n".join(dict.fromkeys(lines))

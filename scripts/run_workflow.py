@@ -53,7 +53,10 @@ def main() -> None:
 
     options.output.mkdir(parents=True, exist_ok=True)
     folder_paths.set_output_directory(str(options.output.resolve()))
-    files = saved_files(host.run(prompt), options.output)
+    try:
+        files = saved_files(host.run(prompt), options.output)
+    except RuntimeError as error:
+        raise SystemExit(f"{options.workflow} did not run to its end.\n{error}") from error
     for path in files:
         print(path)
     if options.thumbnail and not files:

@@ -10,6 +10,7 @@ from vico_spin.tests.browser.one_photo_files import CHECKPOINT, CONCEPT, PHOTO
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = sorted((ROOT / "workflows").glob("*.json"))
+FORMS = Path(__file__).parent / "headless.json"  # bypassed and muted nodes, a subgraph
 DRAWN_ONLY = {"MarkdownNote", "Note"}
 PICTURE_ON_NODE = "window.app.graph.nodes.find(n => n.type === 'SaveImage')?.imgs?.[0]?.naturalWidth || 0"
 
@@ -27,7 +28,7 @@ def test_the_first_workflow_runs_and_shows_its_picture(page, tmp_path):
     assert page.errors == []
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*OURS, FORMS], ids=lambda path: path.stem)
 def test_every_workflow_opens_and_headless_runs_are_the_browsers(page, path):
     """The API form that `scripts.run_workflow` makes is the one that the browser itself would queue."""
     page.open(path)
