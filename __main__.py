@@ -20,9 +20,34 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if arguments[:1] in ([], ["--help"], ["-h"]) else 2
     if arguments[0] in SCORES:
         from .scores.cli import main as run
+    elif "--comfyui" in arguments:
+        run = train_in_comfyui
     else:
         from .spin_core.cli import main as run
     return run(arguments)
+
+
+def train_in_comfyui(arguments: list[str]) -> int:
+    """train --checkpoint: by ComfyUI's classes, from the folder that --comfyui names. Errors are printed as their sentence."""
+    from .spin_core.cli import told
+    from .spin_core.settings import parse
+
+    return told(arguments[0], lambda: enter_comfyui(parse(*arguments[:1], arguments[1:])))
+
+
+def enter_comfyui(settings) -> None:
+    """Puts ComfyUI's folder first on the path, says which device it computes on, and trains. ValueError where it is none."""
+    import torch
+
+    if not (settings.comfyui / "comfy").is_dir():
+        raise ValueError(f'"{settings.comfyui}" is no folder of ComfyUI: --comfyui names the one with main.py in it')
+    sys.path.insert(0, str(settings.comfyui.resolve()))
+    from comfy.cli_args import args
+
+    args.cpu = not torch.accelerator.is_available()
+    from .nodes.spin.command_line import run_train
+
+    run_train(settings)
 
 
 def usage() -> str:

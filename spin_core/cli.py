@@ -2,8 +2,10 @@
 
 import copy
 import json
+import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,10 +51,15 @@ def main(arguments: list[str]) -> int:
         print(f"usage: vico-spin {{{'|'.join(COMMANDS)}}} --help")
         return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
     run = {"train": run_train, "generate": run_generate, "convert": run_convert}[arguments[0]]
+    return told(arguments[0], lambda: run(parse(arguments[0], arguments[1:])))
+
+
+def told(command: str, run: Callable[[], None]) -> int:
+    """Runs it. Returns 1 where it fails, with the error's sentence printed."""
     try:
-        run(parse(arguments[0], arguments[1:]))
+        run()
     except (ValueError, OSError, ArithmeticError) as error:
-        print(f"vico-spin {arguments[0]}: {error}", file=sys.stderr)
+        print(f"vico-spin {command}: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -74,7 +81,25 @@ def make_engine(settings: TrainSettings | GenerateSettings):
             f'the tracker "{settings.tracker}" is not installed: install its package, or leave --tracker out '
             "(log.jsonl holds the same numbers)"
         )
+    check_processes(engine, settings.processes if training else None)
     return engine
+
+
+def check_processes(engine, wanted: int | None) -> None:
+    """Says on how many processes the command runs. ValueError where that is not what was asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts one process with a meeting point for others, and no others.
+    """
+    found = engine.num_processes
+    alone = found == 1 and os.getenv("MASTER_ADDR") is not None and os.getenv("WORLD_SIZE") is None
+    if alone or wanted not in (None, found):
+        asked = "several processes were asked for" if wanted is None else f"--processes is {wanted}"
+        raise ValueError(
+            f"{asked}, and this runs on {found}: on CPUs launch with `torchrun --nproc_per_node N -m vico_spin train …`, on GPUs "
+            "with `accelerate launch --num_processes N -m vico_spin train …`"
+        )
+    if engine.is_main_process:
+        print(f"on {found} process{'es' if found > 1 else ''}", flush=True)
 
 
 def make_corpus(pipeline, settings: ModelSettings, engine, report: Report, pairs: bool):
@@ -100,6 +125,10 @@ def make_opponent(pipeline, unet, text: PipelineText, settings: ModelSettings, d
 
 
 def run_train(settings: TrainSettings) -> None:
+    if settings.checkpoint is not None:
+        raise ValueError(
+            "--checkpoint is trained by `python -m vico_spin train`, not by spin_core alone: launch -m vico_spin"
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was learnt is kept, as after Ctrl-C
     rounds = settings.rounds_settings()  # what cannot be is said before a model is read
     engine = make_engine(settings)

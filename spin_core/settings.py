@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
 from .game import RoundSettings
@@ -71,6 +71,19 @@ class ModelSettings(PipelineSettings):
 class TrainSettings(ModelSettings):
     """Trains: self-play, or its baselines. Under `accelerate launch` on as many processes as there are."""
 
+    model: str | None = Field(
+        None, description="Folder of a diffusers pipeline (SD1.x, SD2.x or SDXL), or its name on the hub."
+    )
+    checkpoint: Path | None = Field(
+        None, description="Instead of --model: a file as ComfyUI loads it, of any family that Train SPIN trains."
+    )
+    text_encoder: list[Path] = Field([], description="With --checkpoint: text encoders' files, unless it holds them.")
+    text_type: str = Field(
+        "stable_diffusion", description="With --text-encoder: their type as in Load CLIP: flux, qwen_image, lumina2, …"
+    )
+    vae: Path | None = Field(None, description="With --checkpoint: the VAE's file, unless it holds one.")
+    comfyui: Path | None = Field(None, description="With --checkpoint: folder of the ComfyUI whose classes build it.")
+    processes: int | None = Field(None, ge=1, description="Refuses to run on another number of processes than this.")
     method: Literal["spin", "sft", "dpo"] = Field(
         "spin", description="Self-play, supervised fine-tuning, or Diffusion-DPO on pairs."
     )
@@ -116,6 +129,16 @@ class TrainSettings(ModelSettings):
     )
     sft_weight: float = Field(0.0, ge=0, le=1000, description="Adds so much of the plain loss on the real picture.")
     tracker: str | None = Field(None, description="A tracker of Accelerate (tensorboard, wandb, …) beside log.jsonl.")
+
+    @model_validator(mode="after")
+    def one_model(self):
+        if (self.model is None) == (self.checkpoint is None):
+            raise ValueError("name one model: --model FOLDER of diffusers, or --checkpoint FILE with --comfyui PATH")
+        if self.checkpoint is not None and (self.comfyui is None or self.train == "full" or self.shard):
+            raise ValueError(
+                "--checkpoint is trained by LoRA with ComfyUI's classes: add --train lora and --comfyui PATH"
+            )
+        return self
 
     def rounds_settings(self) -> RoundSettings:
         """These settings as the game takes them."""

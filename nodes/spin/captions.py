@@ -44,6 +44,10 @@ class Captions:
         if self.store.get(key) is None:
             with torch.inference_mode():  # as the executor runs nodes: see copies.as_a_node
                 cross_attn, options = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))[0]
+            if not cross_attn.isfinite().all():
+                raise ValueError(
+                    "Connect another CLIP.\nThis one encodes a caption as NaN or infinite: its file is not the one its type needs."
+                )
             tensors = {name: value for name, value in options.items() if isinstance(value, Tensor)}
             self.store.put(key, {"cross_attn": cross_attn} | tensors, made_from)
         tensors = self.store.get(key)

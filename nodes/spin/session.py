@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...intake import Report
+from ...spin_core.batches import Corpus
 from ...spin_core.encoding import encode_dataset
 from ...spin_core.game import Game, OnProgress, Opponent, Progress, Run, play, train_baseline
 from ...spin_core.store import TensorStore
@@ -72,18 +73,8 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
     """
     with training_mode(), ExitStack() as stack:
         trainee = full_trainee(model, asked) if asked.rank is None else lora_trainee(model, asked)
-        store = TensorStore(home() / "cache")
-        captions = Captions(clip, store)
-        report = Report()
-        corpus = encode_dataset(
-            dataset,
-            picture_encoder(vae, model.model, store, asked.resolution),
-            lambda prompts, shape: [context_of(model.model, captions.conditioning(p), shape) for p in prompts],
-            report,
-            pairs=asked.method == "dpo",
-            on_picture=lambda done: comfy.model_management.throw_exception_if_processing_interrupted(),
-            seed=asked.settings.seed,
-        )
+        captions, report = Captions(clip, TensorStore(home() / "cache")), Report()
+        corpus = make_corpus(model.model, captions, vae, dataset, asked, report)
         stack.enter_context(trainee.ready)
         stack.enter_context(trainee.player.attached())
         sample = host_sampler(trainee.patcher, captions, asked.opponent)
@@ -102,6 +93,22 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
             )
             raise game.stopped_by
         return trained
+
+
+def make_corpus(model, captions: Captions, vae, dataset, asked: TrainingRun, report: Report) -> Corpus:
+    """All pictures and captions encoded, so that neither encoder moves the model while it is trained."""
+    corpus = encode_dataset(
+        dataset,
+        picture_encoder(vae, model, captions.store, asked.resolution),
+        lambda prompts, shape: [context_of(model, captions.conditioning(p), shape) for p in prompts],
+        report,
+        pairs=asked.method == "dpo",
+        on_picture=lambda done: comfy.model_management.throw_exception_if_processing_interrupted(),
+        seed=asked.settings.seed,
+    )
+    for prompt in {"", asked.opponent.negative, *corpus.prompts, *asked.preview_prompts}:
+        captions.conditioning(prompt)
+    return corpus
 
 
 def short_drawing(trainee: Trainee, captions: Captions, vae, asked: TrainingRun) -> Callable[..., None] | None:
