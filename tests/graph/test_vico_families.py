@@ -339,3 +339,34 @@ def test_a_model_of_unknown_prediction_is_not_trained(call, home):
     bench = Bench(call, "Cosmos-Predict2")
     with pytest.raises(ValueError, match="can be sampled but not trained here"):
         train(bench)
+
+
+# The other U-Nets
+
+
+class UNetBench(Bench):
+    """SD2.x (v-prediction) or SDXL (its size and pooled text) of the host's own class, small."""
+
+    def __init__(self, call, family):
+        self.call, self.family, self.tiny = call, family, transformers.Tiny(None, {}, channels=4)
+        self.model, self.clip = models.of_family(family), models.clip()
+        self.reference = Reference([Photo(torch.randn(1, 4, SIDE, SIDE), torch.zeros(64, 64, 3))])
+
+    def sample(self, model, clip, **settings):
+        return super().sample(model, clip, latent=torch.zeros(1, 4, SIDE, SIDE), **settings)
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_sd2_and_sdxl_train_save_load_and_draw(call, family, home, monkeypatch):
+    with torch.inference_mode():
+        bench = UNetBench(call, family)
+    SameNoise(monkeypatch)
+    concept, losses, _, run = train(bench)
+    assert losses["loss"][0] > losses["loss"][1] > losses["loss"][2]
+    assert concept.family == "U-Net" and list(concept.widths) == ["output_blocks.1.1", "output_blocks.3.1"]
+    (path,) = (home / "vico" / run).glob("step-*.safetensors")
+    drawn = []
+    for bench.concept in (concept, ViCoConcept.load(path)):
+        bench.reference = Reference(bench.reference.photos)
+        drawn.append(bench.sample(*bench.apply()))
+    assert torch.equal(*drawn) and not close(drawn[0], bench.sample(bench.model, bench.clip), 1e-3)
