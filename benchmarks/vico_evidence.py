@@ -74,9 +74,10 @@ class Plan:
 PLANS = {
     "U-Net": Plan(),
     "DiT": Plan(
-        steps=300,
+        steps=200,
+        word_lr=1e-2,
         seeds=1,
-        attention_lr=1e-3,
+        attention_lr=2e-3,
         sampling_steps=20,
         cfg=3.0,
         sampler="euler",
