@@ -15,6 +15,7 @@ The paper's learning rates are for SD1.4: --choose-rates tries the world's own, 
 """
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -27,6 +28,7 @@ from PIL import Image
 
 from ..scripts.get_host import ROOT
 from ..scripts.host import Host
+from ..sprite_world import ARCHITECTURES
 from .grid import named_rows
 
 CONDITIONS = {
@@ -72,9 +74,10 @@ class Plan:
 PLANS = {
     "U-Net": Plan(),
     "DiT": Plan(
-        steps=300,
+        steps=200,
+        word_lr=1e-2,
         seeds=1,
-        attention_lr=1e-3,
+        attention_lr=2e-3,
         sampling_steps=20,
         cfg=3.0,
         sampler="euler",
@@ -82,6 +85,7 @@ PLANS = {
         zero_init=True,
     ),
 }
+SUFFIXES = {"U-Net": "", "DiT": "_dit"}  # of files and folders
 CHANGEABLE = ("identities", "seeds", "steps", "word_lr", "attention_lr", "cfg", "places", "prompts")
 QUICK = {"identities": 2, "prompts": 2, "seeds": 1, "steps": 60, "sampling_steps": 10}
 
@@ -102,6 +106,7 @@ class World:
         from ..nodes.host.copies import training_mode
 
         self.torch, self.plan = torch, plan
+        self.weights = hashlib.sha256(ARCHITECTURES[architecture].read_bytes()).hexdigest()[:16]
         with training_mode():
             load = host.node_classes["SpriteWorldLoad"].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
             self.model, self.clip, self.vae = load.execute(architecture).result
@@ -311,10 +316,26 @@ def as_markdown(rows: dict, added: dict, plan: Plan) -> str:
     lines += [f"| {name} | {' | '.join(gain_cell(g[what]) for what in MEASURES)} |" for name, g in added.items()]
     told = (
         f"Held-out creatures, {plan.photos} photos, {plan.prompts} prompts, {plan.seeds} seeds; {plan.steps} steps of {plan.batch}, "
-        f"rates {plan.word_lr:g} (word) and {plan.attention_lr:g} (image attention); DDIM {plan.sampling_steps} steps, CFG {plan.cfg:g}. "
+        f"rates {plan.word_lr:g} (word) and {plan.attention_lr:g} (image attention); {plan.sampler} {plan.sampling_steps} steps, "
+        f"CFG {plan.cfg:g}. "
         "Means over creatures, 95% bootstrap intervals over creatures."
     )
     return "\n".join(lines) + f"\n\n{told}\n"
+
+
+def as_json(rows: dict) -> dict:
+    """{condition: {"identity": mean, "identity_low": …, "identity_high": …, and so for the other measures; "creatures": how many}}."""
+    return {
+        condition: {
+            key: value
+            for what in MEASURES
+            for key, value in zip(
+                (what, f"{what}_low", f"{what}_high"), (row[what], *row[f"{what}_interval"]), strict=True
+            )
+        }
+        | {"creatures": row["identities"]}
+        for condition, row in rows.items()
+    }
 
 
 def verdict(rows: dict) -> dict[str, bool]:
@@ -373,7 +394,8 @@ def run_identity(world: World, identity: int, conditions: list[str], folder: Pat
 
 def evaluate(world: World, identities: Iterable[int], conditions: list[str], folder: Path) -> list[dict]:
     """The results of these identities; the folder may hold more of them, but of no other plan."""
-    made_from = json.dumps({k: v for k, v in asdict(world.plan).items() if k != "identities"}, sort_keys=True)
+    plan = {k: v for k, v in asdict(world.plan).items() if k != "identities"}
+    made_from = json.dumps({**plan, "weights": world.weights}, sort_keys=True)
     folder.mkdir(parents=True, exist_ok=True)
     told = folder / "plan.json"
     if told.is_file() and told.read_text() != made_from:
@@ -382,13 +404,15 @@ def evaluate(world: World, identities: Iterable[int], conditions: list[str], fol
     return [run_identity(world, identity, conditions, folder) for identity in identities]
 
 
-def choose_rates(host: Host, plan: Plan, folder: Path) -> None:
+def choose_rates(host: Host, plan: Plan, folder: Path, architecture: str) -> None:
     """ViCo alone, by a few rates, on identities that the evaluation does not use."""
     tried = replace(plan, prompts=4, seeds=2)
     print("| word | image attention | identity | prompt |\n| --- | --- | --- | --- |")
     for word_lr, attention_lr in ((2e-2, 2e-3), (2e-2, 6e-3), (2e-2, 1.2e-2), (1e-1, 6e-3)):
         at = replace(tried, word_lr=word_lr, attention_lr=attention_lr)
-        rows = table(evaluate(World(host, at), CHOSEN_ON, ["ViCo"], folder / f"{word_lr:g}-{attention_lr:g}"))
+        rows = table(
+            evaluate(World(host, at, architecture), CHOSEN_ON, ["ViCo"], folder / f"{word_lr:g}-{attention_lr:g}")
+        )
         print(
             f"| {word_lr:g} | {attention_lr:g} | {rows['ViCo']['identity']:.3f} | {rows['ViCo']['prompt']:.3f} |",
             flush=True,
@@ -407,6 +431,7 @@ def main() -> None:
     )
     parser.add_argument("--docs", type=Path, help="folder for table, figure and picture grid (default: --output)")
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS), help="only these")
+    parser.add_argument("--architecture", choices=list(PLANS), default="U-Net", help="of the world's model")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     for name in CHANGEABLE:
@@ -414,13 +439,15 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"instead of {getattr(Plan(), name)}")
     options = parser.parse_args()
     changed = {name: getattr(options, name) for name in CHANGEABLE}
-    plan = replace(Plan(**(QUICK if options.quick else {})), **{k: v for k, v in changed.items() if v is not None})
-    host = Host(device=options.device)
+    plan = replace(PLANS[options.architecture], **(QUICK if options.quick else {}))
+    plan = replace(plan, **{k: v for k, v in changed.items() if v is not None})
+    host, architecture = Host(device=options.device), options.architecture
+    name = SUFFIXES[architecture]
     if options.choose_rates:
-        choose_rates(host, plan, options.output / "rates")
+        choose_rates(host, plan, options.output / f"rates{name}", architecture)
         return
-    folder = options.output / ("quick" if options.quick else "full")
-    world, identities = World(host, plan), evaluated_identities(plan.identities)
+    folder = options.output / (("quick" if options.quick else "full") + name)
+    world, identities = World(host, plan, architecture), evaluated_identities(plan.identities)
     if options.part:
         number, parts = options.part
         evaluate(world, identities[number - 1 :: parts], options.conditions, folder)
@@ -428,9 +455,10 @@ def main() -> None:
     results = evaluate(world, identities, options.conditions, folder)
     rows, added, docs = table(results), gains(results), options.docs or folder
     docs.mkdir(parents=True, exist_ok=True)
-    (docs / "vico_evidence.md").write_text(as_markdown(rows, added, plan), encoding="utf-8")
-    draw_figure(rows, docs / "vico_evidence.png")
-    draw_grid(world, identities[0], folder, docs / "vico_evidence_pictures.png")
+    (docs / f"vico_evidence{name}.md").write_text(as_markdown(rows, added, plan), encoding="utf-8")
+    (docs / f"vico_evidence{name}.json").write_text(json.dumps(as_json(rows), indent=1) + "\n", encoding="utf-8")
+    draw_figure(rows, docs / f"vico_evidence{name}.png")
+    draw_grid(world, identities[0], folder, docs / f"vico_evidence{name}_pictures.png")
     print(as_markdown(rows, added, plan))
     held = verdict(rows)
     for promise, kept in held.items():

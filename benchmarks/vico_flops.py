@@ -2,11 +2,14 @@
 
 The host's own classes at the published sizes, on torch's meta device: every operation is counted and none computed. A further
 picture has the reference's features at hand; the first one also runs the reference up to the last place. All keys kept: the
-mask makes it less.
+mask makes it less. --seconds: the Sprite World's DiT also draws, plain and with its example concept in turn, through the host's own
+sampler; the ratio is of the processor's seconds, medians.
 """
 
 import argparse
 import json
+import statistics
+import time
 from contextlib import ExitStack, suppress
 
 from ..scripts.host import enter
@@ -116,18 +119,16 @@ def counted(net, side: int, with_places=None, capture=None) -> int:
 
 def row(name: str, side: int) -> dict:
     """{"places", "share", "plain", "further", "first"}: operations of a forward, and the last two against the plain one."""
-    import comfy.model_management
-
+    from ..nodes.host.copies import training_mode
     from ..nodes.vico.capture import NO_MASK, Capture
     from ..nodes.vico.places import share
 
-    comfy.model_management.in_training = True  # the host's fused kernels know no meta tensors
     net = network(name).eval()
     seen = Seen(net)
-    plain, further = counted(net, side), counted(net, side, seen)
     capture = Capture(seen.places, [[0]], NO_MASK, None)
     capture.rows = [0]
-    reference = counted(net, side, seen, capture)
+    with training_mode():  # the host's fused kernels know no meta tensors
+        plain, further, reference = counted(net, side), counted(net, side, seen), counted(net, side, seen, capture)
     return {
         "places": [place.name for place in seen.places],
         "share": share(seen.shapes, net),
@@ -137,9 +138,49 @@ def row(name: str, side: int) -> dict:
     }
 
 
+def seconds(repetitions: int) -> dict:
+    """{"plain": seconds of a picture, "further": of one with ViCo whose features are at hand, against it}."""
+    import torch
+
+    from ..nodes.host.sampling import Sampling
+    from ..nodes.vico.attach import ApplySettings, attach, make_subject
+    from ..nodes.vico.drawing import draw
+    from ..nodes.vico.photos import Photo, Reference
+    from ..nodes.vico.trigger import with_trigger
+    from ..scripts.host import Host
+    from ..sprite_world import EXAMPLE_CONCEPT_DIT
+    from ..vico_core import ViCoConcept
+
+    host = Host()
+    model, clip, vae = host.call("SpriteWorldLoad", architecture="DiT")
+    reference = Reference([Photo(torch.randn(1, 4, 16, 16), torch.zeros(128, 128, 3))])
+    concept = ViCoConcept.load(EXAMPLE_CONCEPT_DIT)
+    with torch.inference_mode():
+        subject = make_subject(model, clip, concept, reference, ApplySettings())
+        applied, reads = attach(model, subject), with_trigger(clip, subject.trigger)
+        cases = {"plain": model, "further": applied}
+        times = {name: [] for name in cases}
+        for seed in range(repetitions + 1):  # the first fills the bank
+            for name, drawn in cases.items():
+                begun = time.process_time()
+                draw(
+                    drawn,
+                    reads,
+                    vae,
+                    ["a photo of a large pink * in snow"],
+                    [seed],
+                    Sampling("euler", "normal", 20, 3.0),
+                    (4, 16, 16),
+                )
+                times[name].append(time.process_time() - begun)
+    plain, further = (statistics.median(times[name][1:]) for name in cases)
+    return {"plain": plain, "further": further / plain}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=1024, help="pixels of the picture and of the reference")
+    parser.add_argument("--seconds", type=int, metavar="N", help="also N pictures of the Sprite World's DiT, timed")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     options = parser.parse_args()
     enter()
@@ -150,8 +191,13 @@ def main() -> None:
     for name, r in rows.items():
         told = f"{r['share']:.1%} | {r['plain'] / 1e12:.3g} | {r['further']:.3f}x | {r['first']:.2f}x |"
         print(f"| {name} | {', '.join(r['places'])} | {told}")
+    timed = seconds(options.seconds) if options.seconds else None
+    if timed:
+        print(
+            f"\nSprite World's DiT: a further picture takes {timed['further']:.3f}x the plain one's {timed['plain']:.2f} s."
+        )
     if options.json:
-        print(json.dumps(rows))
+        print(json.dumps({"rows": rows, "seconds": timed}))
 
 
 if __name__ == "__main__":

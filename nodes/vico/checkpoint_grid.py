@@ -10,6 +10,7 @@ from ..host.progress import say
 from ..host.sampling import Sampling
 from ..host.sockets import ConceptSocket, ReferenceSocket
 from ..host.texts import lines
+from .drawing import as_usual
 from .grid import Asked, draw_rows, grid_of, side_of
 from .runs import checkpoint_files, existing_checkpoints
 
@@ -38,7 +39,7 @@ class ViCoCheckpointGrid(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
                     tooltip="The first seed."),
                 io.Int.Input("seeds", default=1, min=1, max=16, tooltip="Pictures a prompt, each with the next seed."),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps of sampling (DDIM)."),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps of sampling (DDIM; Euler for flow models)."),
                 io.Float.Input("cfg", default=7.5, min=1.0, max=100.0, step=0.1,
                     tooltip="Guidance; the paper takes 7.5."),
                 io.Int.Input("choice", default=LAST, min=LAST, max=100000, optional=True,
@@ -64,7 +65,7 @@ class ViCoCheckpointGrid(io.ComfyNode):
     def execute(cls, model, clip, vae, reference, run, prompts, seed, seeds, steps, cfg, choice=LAST) -> io.NodeOutput:
         concepts = {file: ViCoConcept.load(file) for file in existing_checkpoints(run)}
         chosen = chosen_of(list(concepts.values()), choice)
-        asked = Asked(lines(prompts), tuple(range(seed, seed + seeds)), Sampling(steps=steps, cfg=cfg))
+        asked = Asked(lines(prompts), tuple(range(seed, seed + seeds)), as_usual(Sampling(steps=steps, cfg=cfg), model))
         for prompt in asked.prompts:
             check_prompt(prompt, chosen.placeholder)
         rows = draw_rows((model, clip, vae), reference, concepts, asked)

@@ -1,7 +1,9 @@
 """Pictures by a model, and by a concept through Apply ViCo itself: previews and grids."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import comfy.model_sampling
 import torch
 from torch import Tensor
 
@@ -11,6 +13,13 @@ from .attach import ApplySettings, attach, make_subject
 from .capture import AUTOMATIC
 from .photos import Reference
 from .trigger import with_trigger
+
+
+def as_usual(sampling: Sampling, model, **flow) -> Sampling:
+    """The same, by Euler where the model is a flow, which DDIM is not made for; `flow`: what else differs there."""
+    if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
+        return sampling
+    return replace(sampling, sampler="euler", scheduler="simple", **flow)
 
 
 def draw_with_concept(

@@ -61,6 +61,7 @@ def known_family(model) -> str:
     name = family_name(model.diffusion_model)
     if name is None:
         raise ValueError(
+            "Load a model of a family that ViCo knows.\n"
             f"This model ({type(model.model_config).__name__}) has no place for ViCo, which needs a U-Net of the Stable Diffusion "
             f"family (SD1.x, SD2.x, SDXL) or one of these transformers: {', '.join(LAYOUTS)}."
         )
@@ -114,9 +115,9 @@ def places_of_concept(concept: ViCoConcept, model) -> list[Place]:
     if widths != concept.widths or concept.family not in ("", family):
         own = {place.name: tokens_of(network, place).dim for place in default_places(network)}
         raise ValueError(
+            "Use a concept trained on this model, or load the model that it was trained on.\n"
             f"This model ({type(model.model_config).__name__}) has no place for this ViCo concept: it sits at "
-            f"{describe(concept.widths)} of {concept.family or 'another model'}; the model's places are {describe(own)} of "
-            f"{family}. Use a concept trained on this model, or load the checkpoint that it was trained on."
+            f"{describe(concept.widths)} of {concept.family or 'another model'}; the model's places are {describe(own)} of {family}."
         )
     return places
 

@@ -30,7 +30,7 @@ from ..host.pictures import strip, to_pictures
 from ..host.progress import Watch
 from ..host.sampling import Sampling
 from .capture import AUTOMATIC, GIVEN
-from .drawing import draw_with_concept
+from .drawing import as_usual, draw_with_concept
 from .memory import estimate
 from .photos import Photo, Reference
 from .places import known_family, places_of, share
@@ -40,7 +40,7 @@ from .training_photos import Picture, encode_photos, pictures_hash, thumbnail
 from .trigger import start_words
 
 PREVIEW = Sampling(steps=20)
-FLOW_PREVIEW = Sampling("euler", "simple", 20, 4.0)
+FLOW_CFG = 4.0
 LARGE_ENCODER = 1_000_000_000  # parameters above which a word is not learnt unless asked for
 AUTOMATIC_WORD, LEARNT, FIXED = "automatic", "learnt", "fixed to the initialiser"
 # What ends a run early without losing what was learnt: the user, and a loss that is no number any more.
@@ -247,7 +247,7 @@ def make_preview(session: Session, vae, photos: Photos, pictures: list[Picture],
         concept = session.trained.concept()
         concept.placeholder = session.streams.trigger.word
         parts = (session.patcher, session.text, vae, concept, reference)
-        sampling = FLOW_PREVIEW if session.streams.prediction == "flow" else PREVIEW
+        sampling = as_usual(PREVIEW, session.patcher, cfg=FLOW_CFG)
         with session.frozen.given_back():
             pixels = as_a_node(draw_with_concept, *parts, prompts, [0], sampling, source)
         return to_pictures(strip(pixels.flatten(0, -4)))[0]

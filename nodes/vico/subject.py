@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import comfy.model_patcher
+import comfy.model_prefetch
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy.utils import repeat_to_batch_size
@@ -79,7 +80,8 @@ class Subject:
         run = Run(find_prompts(guider.conds, self.trigger, self.others(patcher)), patcher, sigmas)
         guider.model_options["transformer_options"][self.key] = run
         self.reference.bank.begin_run()
-        return executor(*args, **kwargs)
+        with unrecorded():
+            return executor(*args, **kwargs)
 
     def others(self, patcher) -> list[Trigger]:
         """The words of other subjects on the model."""
@@ -180,6 +182,11 @@ class Subject:
         grid = self.tokens[place.name].grid(transformer_options)
         tokens = rearrange(resized(transformer_options[self.key].weights, grid), "b h w -> b (h w) 1")
         return tokens.repeat(1, x.shape[1] // tokens.shape[1], 1).to(x)
+
+
+def unrecorded() -> contextlib.AbstractContextManager:
+    """Hosts from 0.34 on record what a block allocates, and take it back after the block: not what the reference leaves."""
+    return getattr(comfy.model_prefetch, "pause_malloc_graph", contextlib.nullcontext)()
 
 
 def attended(module: ImageAttention, x: Tensor, kept: list[tuple[list[int], Tensor]]) -> Tensor:

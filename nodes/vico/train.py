@@ -79,6 +79,9 @@ class TrainViCo(io.ComfyNode):
                     tooltip="Whether the trigger word's vector is learnt, as in the paper, or stays the initialiser's, so "
                     "that the text encoder takes no memory. automatic: learnt beside text encoders of up to a billion "
                     "parameters."),
+                io.Boolean.Input("zero_init", default=False, optional=True, advanced=True,
+                    tooltip="Image attention begins without a say (its output projections are zero) instead of disturbing "
+                    "the model at first, as the paper's does. For high rates and few steps, as on Sprite World's DiT."),
             ],
             outputs=[
                 ConceptSocket.Output("concept", tooltip="For Apply ViCo and Save ViCo Concept."),

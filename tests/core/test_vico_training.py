@@ -21,7 +21,7 @@ from vico_spin.train_core import (
     train,
     weights_hash,
 )
-from vico_spin.vico_core import attention_regularization, object_mask
+from vico_spin.vico_core import attention_regularization, object_mask, place_count, spread_places
 from vico_spin.vico_core.curve import loss_curve, smoothed
 from vico_spin.vico_core.photos import resize
 from vico_spin.vico_core.templates import TEMPLATES
@@ -290,3 +290,29 @@ def test_the_curve_shows_every_run_length():
     for losses in ([0.5], [0.5, 0.4], [1.0 / (i + 1) for i in range(400)], [0.0, 0.0]):
         assert loss_curve(losses).size == (640, 320)
     assert smoothed([1.0, 2.0, 3.0]) == [1.5, 2.0, 2.5]
+
+
+def test_image_attention_that_begins_as_the_identity_changes_nothing_and_learns():
+    shapes = [PlaceShape("layers.2", 32, 2, 16)]
+    trained = TrainedConcept(shapes, {"l": torch.randn(1, 8)}, learn_word=False, zero_init=True)
+    x, tokens = torch.randn(1, 6, 32), torch.randn(4, 32)
+    out = trained.image_attention["layers_2"].forward_kept(x, [([0], tokens)])
+    assert torch.equal(out, x)
+    (out - 1).square().mean().backward()
+    assert trained.image_attention["layers_2"].attn2.to_out[0].weight.grad.abs().max() > 0
+    assert [len(group["params"]) for group in trained.groups()] == [len(list(trained.image_attention.parameters()))]
+
+
+@pytest.mark.parametrize(
+    ("dim", "parameters", "count"),
+    [(3840, 6.15e9, 1), (3072, 20.4e9, 4), (3072, 11.9e9, 4), (1536, 2.5e9, 3), (64, 1e5, 1)],
+)
+def test_as_many_places_as_come_closest_to_the_papers_share(dim, parameters, count):
+    """20 d² + 17 d a place against 6% of the model: Z-Image, Qwen-Image, Flux.1, SD3.5 medium, and a tiny one."""
+    assert place_count(dim, parameters) == count
+
+
+def test_places_lie_evenly_over_the_second_half():
+    blocks = [f"layers.{i}" for i in range(30)]
+    assert [place.block for place in spread_places(blocks, 4)] == ["layers.16", "layers.20", "layers.24", "layers.28"]
+    assert [place.block for place in spread_places(blocks, 1)] == ["layers.22"]

@@ -449,6 +449,25 @@ def test_other_bases_have_places_by_the_same_rule(call, make_vae, family):
     assert torch.equal(bench.sample(model, clip), first) and bench.passes == []
 
 
+def test_newer_hosts_do_not_record_memory_while_it_samples(bench, monkeypatch):
+    """From 0.34 on, a host may take back what was allocated inside a block; the reference's features must outlive it."""
+    import contextlib
+
+    import comfy.model_prefetch
+
+    paused = []
+
+    @contextlib.contextmanager
+    def pause():
+        paused.append(len(bench.passes))
+        yield
+        paused.append(len(bench.passes))
+
+    monkeypatch.setattr(comfy.model_prefetch, "pause_malloc_graph", pause, raising=False)
+    bench.sample(*bench.apply())
+    assert paused == [0, 2 * STEPS]
+
+
 # Sentences
 
 

@@ -20,7 +20,7 @@ from vico_spin.nodes.vico.photos import Photo, Reference
 from vico_spin.nodes.vico.places import places_of
 from vico_spin.nodes.vico.prompts import Prompts
 from vico_spin.nodes.vico.subject import Run
-from vico_spin.nodes.vico.trigger import with_trigger
+from vico_spin.nodes.vico.trigger import start_words, with_trigger
 from vico_spin.scores.sheet import CAPTION, GAP, MARGIN, NAMES
 from vico_spin.train_core import LocalEngine, weights_hash
 from vico_spin.vico_core import ViCoConcept
@@ -173,6 +173,18 @@ def test_captions_are_what_it_reads_instead_of_the_templates(train):
     assert plain[0].settings["captions"] == () and list(tiles[0].settings["captions"]) == ["a large red * on tiles"]
     with pytest.raises(ValueError, match='"a red toy" does not contain the trigger word "\\*"'):
         train(captions="a photo of a *\na red toy")
+
+
+def test_a_fixed_word_stays_the_initialisers_and_image_attention_learns(train, parts, monkeypatch):
+    """Beside a large text encoder this is what "automatic" does; here every encoder counts as large."""
+    with torch.inference_mode():
+        start = start_words(parts["clip"], "toy")
+    fixed, losses, _, run = train(word="fixed to the initialiser")
+    assert torch.equal(fixed.embeddings["l"], start["l"])
+    assert losses["loss"][0] == pytest.approx(train()[1]["loss"][0], rel=1e-6)
+    assert not same_bits(fixed, train()[0])
+    monkeypatch.setattr(session, "LARGE_ENCODER", 0)
+    assert same_bits(train()[0], fixed) and train()[3] == run
 
 
 # Memory before the first step
