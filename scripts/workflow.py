@@ -2,6 +2,7 @@
 
 SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
 DRAWN_ONLY = {"Note", "MarkdownNote"}
+SLIDER, UPLOAD_BUTTON = "IMAGECOMPARE", "IMAGEUPLOAD"  # widgets that save nothing, and that send nothing
 
 
 def to_api(workflow: dict) -> dict:
@@ -28,7 +29,12 @@ def widget_values(node: dict) -> dict:
         if "widget" not in slot:
             continue
         name = slot["widget"]["name"]
-        found[name] = values.pop(0)
+        if slot["type"] == SLIDER:
+            found[name] = {"__value__": ["", ""]}
+            continue
+        value = values.pop(0)
+        if slot["type"] != UPLOAD_BUTTON:
+            found[name] = value
         if name in ("seed", "noise_seed") and values and values[0] in SEED_CONTROLS:
             values.pop(0)
     return found
