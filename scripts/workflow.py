@@ -5,6 +5,7 @@ from functools import cached_property
 
 SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
 DRAWN_ONLY = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
+SLIDER, UPLOAD_BUTTON = "IMAGECOMPARE", "IMAGEUPLOAD"  # widgets that save nothing, and that send nothing
 MUTED, BYPASSED = 2, 4  # a node's mode, as litegraph numbers it
 INPUTS = -10  # the id of a subgraph's own inputs
 ANYTHING = {"*", ""}
@@ -145,7 +146,12 @@ def widget_values(node: dict) -> dict:
         if "widget" not in slot or not values:
             continue
         name = slot["widget"]["name"]
-        found[name] = values.pop(0)
+        if slot["type"] == SLIDER:
+            found[name] = {"__value__": ["", ""]}
+            continue
+        value = values.pop(0)
+        if slot["type"] != UPLOAD_BUTTON:
+            found[name] = value
         if name in ("seed", "noise_seed") and values and values[0] in SEED_CONTROLS:
             values.pop(0)
     return found

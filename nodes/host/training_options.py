@@ -12,7 +12,7 @@ class TrainingOptionsNode(io.ComfyNode):
         return io.Schema(
             node_id="ViCoSPINTrainingOptions",
             display_name="Training Options",
-            category="training",
+            category="ViCo + SPIN",
             description="Precision, memory, schedule and intervals of Train ViCo, Train SPIN and Train Baseline. "
             "Without it they train as this node's defaults say.",
             search_aliases=["precision", "gradient checkpointing", "warmup", "accumulation", "train"],

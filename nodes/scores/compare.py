@@ -24,7 +24,7 @@ class ScoreCompareModels(io.ComfyNode):
         return io.Schema(
             node_id="ScoreCompareModels",
             display_name="Compare Models",
-            category="scores",
+            category="ViCo + SPIN/Scores",
             description="Samples the same prompts with the same seeds by every model, scores the pictures, and says "
             "how often each model beats the first, with intervals. Pictures and every number stay in output/scores.",
             search_aliases=["win rate", "a/b test", "evaluation", "benchmark", "grid"],

@@ -20,10 +20,10 @@ class ScoreLoadScorer(io.ComfyNode):
         return io.Schema(
             node_id="ScoreLoadScorer",
             display_name="Load Scorer",
-            category="scores",
+            category="ViCo + SPIN/Scores",
             description="Loads what rates pictures: a preference score, CLIP or DINO similarity, or Sprite World's "
             "own measures. Says which file to put where if it is not there.",
-            search_aliases=["pickscore", "hps", "imagereward", "aesthetic", "clip score", "dino", "reward"],
+            search_aliases=["pickscore", "hps", "imagereward", "aesthetic score", "clip score", "dino", "preference", "reward"],
             inputs=[
                 io.Combo.Input("scorer", options=[*TITLES, *SPRITE_WORLD],
                     tooltip="PickScore, HPS and ImageReward say which picture people would prefer for a prompt; "

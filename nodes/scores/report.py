@@ -17,7 +17,7 @@ class ScoreReport(io.ComfyNode):
         return io.Schema(
             node_id="ScoreReport",
             display_name="Score Report",
-            category="scores",
+            category="ViCo + SPIN/Scores",
             description="Makes one web page of a comparison, to open or send: win rates with intervals, pictures side "
             "by side with the worst losses first, and how all of it was measured. With a PNG, JSON and CSV beside it.",
             search_aliases=["html", "win rate", "evaluation", "benchmark"],

@@ -21,10 +21,10 @@ class ScorePictures(io.ComfyNode):
         return io.Schema(
             node_id="ScorePictures",
             display_name="Score Pictures",
-            category="scores",
+            category="ViCo + SPIN/Scores",
             description="Rates every picture of a batch or of a data set, shows them best first with their numbers, and "
             "passes the best on.",
-            search_aliases=["rank", "best of n", "pick best", "reward", "rate"],
+            search_aliases=["rank", "best of n", "pick best", "reward", "rate", "aesthetic score"],
             has_intermediate_output=True,
             inputs=[
                 ScorerSocket.Input("scorer", tooltip="From Load Scorer."),

@@ -15,10 +15,10 @@ class SPINCurves(io.ComfyNode):
         return io.Schema(
             node_id="SPINCurves",
             display_name="SPIN Curves",
-            category="SPIN",
+            category="ViCo + SPIN/SPIN",
             description="Is it learning? Loss, margin, implicit accuracy, the four errors, gradient weight and drift "
             "over all rounds, with a warning on collapse.",
-            search_aliases=["loss graph", "metrics"],
+            search_aliases=["loss curve", "loss graph", "metrics"],
             inputs=[io.String.Input("metrics", force_input=True, tooltip="From Train SPIN or Train Baseline.")],
             outputs=[
                 io.Image.Output("curves", tooltip="The curves as one picture."),

@@ -40,7 +40,7 @@ class SPINDataset(io.ComfyNode):
         return io.Schema(
             node_id="SPINDataset",
             display_name="SPIN Dataset",
-            category="SPIN",
+            category="ViCo + SPIN/SPIN",
             description="Pictures with captions for self-play: a folder, a metadata file, Pick-a-Pic, or pictures of "
             "the graph. Says what it left out.",
             search_aliases=["dataset", "captions", "pick-a-pic", "kohya", "finetune"],

@@ -32,7 +32,7 @@ class LoadSPINCheckpoint(io.ComfyNode):
         return io.Schema(
             node_id="SPINLoadCheckpoint",
             display_name="Load SPIN Checkpoint",
-            category="SPIN",
+            category="ViCo + SPIN/SPIN",
             description="Loads what self-play has learnt: a U-Net (diffusers or native, a folder as downloaded from "
             "the hub) or a LoRA.",
             search_aliases=["SPIN-Diffusion", "diffusers unet", "UCLA-AGI", "dpo"],
@@ -69,7 +69,7 @@ class SaveSPIN(io.ComfyNode):
         return io.Schema(
             node_id="SPINSave",
             display_name="Save SPIN",
-            category="SPIN",
+            category="ViCo + SPIN/SPIN",
             description="Writes what was learnt into output/spin, where Load SPIN Checkpoint finds it. Nothing is "
             "overwritten.",
             inputs=[

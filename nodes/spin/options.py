@@ -15,7 +15,7 @@ class SPINOpponent(io.ComfyNode):
         return io.Schema(
             node_id="SPINOpponent",
             display_name="SPIN Opponent",
-            category="SPIN",
+            category="ViCo + SPIN/SPIN",
             description="How Train SPIN's opponent draws the pictures that the player learns to beat, and how "
             "previews are drawn.",
             search_aliases=["sampler", "self-play", "cfg", "negative prompt"],
@@ -48,7 +48,7 @@ class SPINOptions(io.ComfyNode):
         return io.Schema(
             node_id="SPINOptions",
             display_name="SPIN Options",
-            category="SPIN",
+            category="ViCo + SPIN/SPIN",
             description="What may be changed in the game's loss. Without it, Train SPIN plays as the paper does.",
             search_aliases=["self-play", "sdpo", "loss"],
             inputs=[

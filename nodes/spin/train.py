@@ -109,10 +109,10 @@ class TrainSPIN(io.ComfyNode):
         return io.Schema(
             node_id="SPINTrain",
             display_name="Train SPIN",
-            category="SPIN",
+            category="ViCo + SPIN/SPIN",
             description="Self-play: the model draws a picture for every caption, then learns to prefer the real one; "
             "the result is the next round's opponent. Chain two of these to continue the game.",
-            search_aliases=["self-play", "finetune", "train lora", "alignment", "SPIN-Diffusion"],
+            search_aliases=["self-play", "finetune", "train lora", "alignment", "rlhf", "SPIN-Diffusion"],
             inputs=[
                 *model_inputs(),
                 SPINOptionsSocket.Input("spin_options", optional=True,
@@ -155,10 +155,10 @@ class TrainBaseline(io.ComfyNode):
         return io.Schema(
             node_id="SPINTrainBaseline",
             display_name="Train Baseline (SFT | DPO)",
-            category="SPIN",
+            category="ViCo + SPIN/SPIN",
             description="What self-play is measured against, by the same loop: supervised fine-tuning on the real "
             "pictures, or Diffusion-DPO on preference pairs.",
-            search_aliases=["sft", "dpo", "diffusion-dpo", "finetune"],
+            search_aliases=["sft", "dpo", "diffusion-dpo", "preference", "rlhf", "finetune"],
             inputs=[
                 *model_inputs(),
                 io.DynamicCombo.Input("method",

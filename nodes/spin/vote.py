@@ -23,7 +23,7 @@ class SPINVote(io.ComfyNode):
         return io.Schema(
             node_id="SPINVote",
             display_name="SPIN Vote",
-            category="SPIN",
+            category="ViCo + SPIN/SPIN",
             description="Choose by eye: two pictures of each prompt, side by side, blind and in random order. The votes "
             "become preference pairs for training, and a win rate.",
             search_aliases=["preference", "rlhf", "dpo", "human feedback", "a/b test", "rate pictures", "pick-a-pic"],

@@ -11,7 +11,7 @@ class SpriteWorldLoad(io.ComfyNode):
         return io.Schema(
             node_id="SpriteWorldLoad",
             display_name="Load Sprite World",
-            category="Sprite World",
+            category="ViCo + SPIN/Sprite World",
             description="A tiny text-to-image model that comes with this pack, of SD1.x's layout or of Z-Image's: pixel-art "
             "creatures in ten scenes, 128 x 128, a second or two a picture on a CPU. For trying things out, tests and "
             "teaching.",

@@ -14,7 +14,7 @@ class SpriteWorldMeasure(io.ComfyNode):
         return io.Schema(
             node_id="SpriteWorldMeasure",
             display_name="Sprite World Measure",
-            category="Sprite World",
+            category="ViCo + SPIN/Sprite World",
             description="Measures pictures of the Sprite World: do they show what the caption says, is it this very "
             "creature, and how finely are they drawn?",
             search_aliases=["evaluate", "score", "metrics", "identity", "sprite"],

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.clip_model
@@ -123,11 +126,23 @@ class SpriteClipModel(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=SpriteTextModel)
 
 
+@contextmanager
+def without_alarm(words: str) -> Iterator[None]:
+    """Keeps one warning of the host out of the log, where what it warns of is wanted."""
+    root, quiet = logging.getLogger(), lambda record: words not in str(record.msg)
+    root.addFilter(quiet)
+    try:
+        yield
+    finally:
+        root.removeFilter(quiet)
+
+
 class SpriteVAE(comfy.sd.VAE):
     """The host's VAE (encode, decode, tiled, memory management) around an autoencoder that it cannot guess from keys."""
 
     def __init__(self, autoencoder: torch.nn.Module):
-        super().__init__(sd={})  # sets SD1.x's sizes and processing, finds no known weights and returns
+        with without_alarm("No VAE weights detected"):
+            super().__init__(sd={})  # sets SD1.x's sizes and processing, finds no known weights and returns
         self.memory_used_encode = lambda shape, dtype: (
             64 * shape[2] * shape[3] * comfy.model_management.dtype_size(dtype)
         )

@@ -16,7 +16,7 @@ class SpriteWorldPictures(io.ComfyNode):
         return io.Schema(
             node_id="SpriteWorldPictures",
             display_name="Sprite World Pictures",
-            category="Sprite World",
+            category="ViCo + SPIN/Sprite World",
             description="Draws captioned pictures of the Sprite World: training data whose content is known exactly. "
             "Set an identity to get several views of one and the same creature.",
             search_aliases=["dataset", "synthetic pictures", "captions", "sprite"],

@@ -15,10 +15,10 @@ class ApplyViCo(io.ComfyNode):
         return io.Schema(
             node_id="ViCoApply",
             display_name="Apply ViCo",
-            category="ViCo",
+            category="ViCo + SPIN/ViCo",
             description="Lets the model look at the reference while it draws. Encode the prompt, with the trigger "
             "word in it, by the CLIP that comes out.",
-            search_aliases=["ip-adapter", "subject", "reference", "vico"],
+            search_aliases=["ip-adapter", "subject reference", "one photo", "same object", "vico"],
             inputs=[
                 io.Model.Input("model",
                     tooltip="The checkpoint that the concept was trained on, or one of its family. LoRAs may come "

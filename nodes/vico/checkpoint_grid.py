@@ -23,7 +23,7 @@ class ViCoCheckpointGrid(io.ComfyNode):
         return io.Schema(
             node_id="ViCoCheckpointGrid",
             display_name="ViCo Checkpoint Grid",
-            category="ViCo",
+            category="ViCo + SPIN/ViCo",
             description="Draws the same prompts with the same seeds by every step that Train ViCo kept: the best step "
             "differs by object. Click on the best row: its concept goes out.",
             search_aliases=["compare", "xy plot", "vico", "best step", "choose checkpoint"],

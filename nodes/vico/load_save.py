@@ -17,10 +17,10 @@ class LoadViCoConcept(io.ComfyNode):
         return io.Schema(
             node_id="ViCoLoadConcept",
             display_name="Load ViCo Concept",
-            category="ViCo",
+            category="ViCo + SPIN/ViCo",
             description="Loads what was learnt of one object: a .safetensors concept, or the authors' pair of .pt "
             "files.",
-            search_aliases=["personalization", "subject", "dreambooth", "vico"],
+            search_aliases=["personalization", "subject reference", "dreambooth", "vico"],
             inputs=[
                 io.Combo.Input("concept", options=concept_names(),
                     tooltip="A file of models/vico: name.safetensors, or an original cross_attention-N.pt with its "
@@ -50,7 +50,7 @@ class SaveViCoConcept(io.ComfyNode):
         return io.Schema(
             node_id="ViCoSaveConcept",
             display_name="Save ViCo Concept",
-            category="ViCo",
+            category="ViCo + SPIN/ViCo",
             description="Writes the concept into models/vico, as one file to share or as the authors' pair.",
             inputs=[
                 ConceptSocket.Input("concept", tooltip="What to save."),

@@ -16,7 +16,7 @@ class ViCoMaskPreview(io.ComfyNode):
         return io.Schema(
             node_id="ViCoMaskPreview",
             display_name="ViCo Mask Preview",
-            category="ViCo",
+            category="ViCo + SPIN/ViCo",
             description="Shows what image attention takes for the object in the reference, at each place.",
             has_intermediate_output=True,
             inputs=[

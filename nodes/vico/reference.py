@@ -13,9 +13,10 @@ class ViCoReference(io.ComfyNode):
         return io.Schema(
             node_id="ViCoReference",
             display_name="ViCo Reference",
-            category="ViCo",
+            category="ViCo + SPIN/ViCo",
             description="Encodes the photo of the object that image attention will look at. More photos: a batch, or "
             "chain two of these.",
+            search_aliases=["one photo", "subject reference", "ip-adapter", "vico"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE of the model that will draw."),
                 io.Image.Input("image",

@@ -20,10 +20,10 @@ class TrainViCo(io.ComfyNode):
         return io.Schema(
             node_id="ViCoTrain",
             display_name="Train ViCo",
-            category="ViCo",
+            category="ViCo + SPIN/ViCo",
             description="Learns one object from a few photos: a word for it, and image attention that finds its "
             "details in a photo. The model itself stays as it is.",
-            search_aliases=["personalization", "dreambooth", "textual inversion", "train", "vico"],
+            search_aliases=["personalization", "dreambooth", "textual inversion", "train lora", "loss curve", "vico"],
             has_intermediate_output=True,
             is_input_list=True,
             inputs=[

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from vico_spin.scripts.get_browser import find_chromium
+from vico_spin.scripts.get_host import ROOT
 from vico_spin.scripts.host import BASE, enter, prepare_base
 from vico_spin.scripts.server import ask, server
 from vico_spin.tests.browser.one_photo_files import write_one_photo_files
 
+ARTEFACTS = ROOT / "output" / "browser"  # ignored by git
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -69,9 +71,54 @@ class Page:
     def run(self) -> None:
         self.page.get_by_test_id("queue-button").first.click()
 
+    def run_to_its_end(self) -> str:
+        """Presses Run. Returns the host's word for how it ended."""
+        ends = ["execution_success", "execution_error", "execution_interrupted"]
+        js = "ends => { window.ended = null; ends.forEach(e => app.api.addEventListener(e, () => window.ended = e)) }"
+        self.page.evaluate(js, ends)
+        self.run()
+        self.page.wait_for_function("window.ended", timeout=300_000)
+        return self.page.evaluate("window.ended")
+
+    def words(self, node: str) -> str:
+        """What stands on the first node of this type, once it says something."""
+        widget = f"app.graph.nodes.find(n => n.type === '{node}').widgets.find(w => w.name === '$$node-text-preview')"
+        self.page.wait_for_function(f"{widget}?.value", timeout=60_000)
+        return self.page.evaluate(f"{widget}.value")
+
+    def overlaps(self) -> list[str]:
+        """Pairs of nodes whose boxes overlap, as this renderer lays them out."""
+        js = """() => {
+            const boxes = app.graph.nodes.map(n => {
+                const drawn = document.querySelector(`[data-node-id="${n.id}"]`)?.getBoundingClientRect();
+                const size = drawn?.height ? [drawn.width, drawn.height].map(l => l / app.canvas.ds.scale) : n.size;
+                return [n.title, n.pos[0], n.pos[1] - 30, n.pos[0] + size[0], n.pos[1] + size[1] - (drawn?.height ? 30 : 0)]
+            });
+            const over = (a, b) => a[1] < b[3] - 1 && b[1] < a[3] - 1 && a[2] < b[4] - 1 && b[2] < a[4] - 1;
+            return boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b => over(a, b)).map(b => `${a[0]} and ${b[0]}`))
+        }"""
+        return self.page.evaluate(js)
+
+    def screenshot(self, name: str) -> None:
+        """The whole graph, as an artefact to look at."""
+        self.page.screenshot(path=ARTEFACTS / f"{name}.png")
+
 
 @pytest.fixture
-def page(browser, address):
-    context = browser.new_context(viewport={"width": 1600, "height": 900})
-    yield Page(context.new_page(), address)
-    context.close()
+def open_page(browser, address):
+    """open_page(vue): ComfyUI's page in one of its two renderers."""
+    contexts = []
+
+    def new(vue: bool) -> Page:
+        ask(address + "/api/settings", {"Comfy.VueNodes.Enabled": vue})
+        contexts.append(browser.new_context(viewport={"width": 1600, "height": 900}))
+        return Page(contexts[-1].new_page(), address)
+
+    yield new
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(open_page):
+    return open_page(False)

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = {
     "KSampler": {"steps": 1},
     "SPINTrain": {"play.steps": 2, "play.learning_rate": 1e-2, "batch_size": 2},
+    "ScoreCompareModels": {"steps": 1, "pictures": 1},
     "SPINTrainBaseline": {"steps": 2, "batch_size": 2},
     "SPINOpponent": {"steps": 1, "batch": 4},
     "ViCoSPINTrainingOptions": {"preview_every": 1},
@@ -55,8 +56,30 @@ def test_self_play_then_load_what_it_saved(host, output):
     assert example not in (base, loaded)
 
 
-def test_compare_draws_and_measures_all_four(host, output):
-    outputs = host.run(small("spin_compare"))
-    for name in ("base", "sft", "dpo", "spin"):
-        assert len(list(output.glob(f"compare_{name}_*.png"))) == 1
-    assert len(outputs) >= 8
+def test_compare_draws_and_rates_all_four(host, output):
+    host.run(small("spin_compare"))
+    (folder,) = (output / "scores").iterdir()
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"base", "SFT", "DPO", "SPIN"}
+    assert (folder / "report.html").is_file()
+
+
+def test_rounds_are_played_and_compared(host, output):
+    prompt = small("spin_rounds")
+    set_input(prompt, "SPINTrain.play.steps=2, 1")
+    host.run(prompt)
+    with safe_open(output / "spin" / "rounds_00001_.safetensors", "pt") as file:
+        assert file.metadata()["spin.round"] == "2"
+
+
+def test_votes_in_the_workflow_train_dpo_and_make_a_page(host, output):
+    """Run once for the pairs; then with a vote on each, as the node in the browser writes them."""
+    prompt = small("spin_vote_and_dpo")
+    shown = host.run(prompt)
+    (pairs,) = [ui["pairs"] for ui in shown.values() if "pairs" in ui]
+    assert len(pairs) == 4 and not list(output.glob("spin/voted_*"))
+    (vote,) = [node for node in prompt.values() if node["class_type"] == "SPINVote"]
+    vote["inputs"]["votes"] = "\n".join(f"{pair['id']} first me" for pair in pairs)
+    host.run(prompt)
+    assert (
+        len(list(output.glob("spin/voted_*.safetensors"))) == len(list(output.glob("scores/votes-*/report.html"))) == 1
+    )

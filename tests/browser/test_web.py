@@ -1,0 +1,101 @@
+"""What web/ adds to the graph, in both renderers of the frontend: errors on nodes, live training, choosing, voting."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+OURS = sorted((ROOT / "workflows").glob("*.json"))
+RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "vue"])
+TINY_TRAINING = {"steps": 6, "preview_prompts": "a photo of a large pink *", "batch_size": 1}
+OPTIONS = {"preview_every": 2, "checkpoint_every": 3}
+GRID = "app.graph.nodes.find(n => n.type === 'ViCoCheckpointGrid')"
+PANEL = "app.graph.nodes.find(n => n.type === 'ViCoTrain').vicoSpinPanel"
+VOTES = "app.graph.nodes.find(n => n.type === 'SPINVote').widgets.find(w => w.name === 'votes').value"
+
+
+@RENDERERS
+def test_every_workflow_opens_whole_and_nothing_overlaps(open_page, vue):
+    page = open_page(vue)
+    for path in OURS:
+        page.open(path)
+        page.page.wait_for_timeout(500)  # the renderer lays out
+        page.screenshot(f"{path.stem}_{'vue' if vue else 'litegraph'}")
+        assert page.overlaps() == [], path.stem
+    assert page.errors == []
+
+
+@RENDERERS
+def test_an_error_stands_on_its_node_until_the_next_run(open_page, vue):
+    page = open_page(vue)
+    page.open(ROOT / "workflows" / "vico_train_a_concept.json")
+    page.set(ViCoTrain={"captions": "a cactus"})  # known before the run
+    page.run()
+    assert page.words("ViCoTrain").startswith('Error: Write "*" where the object should appear.')
+    page.set(ViCoTrain={"captions": "a large pink * on tiles", "initialiser": "cactus plant", **TINY_TRAINING})
+    assert page.run_to_its_end() == "execution_error"  # known by the tokenizer
+    assert page.words("ViCoTrain").startswith("Error: Choose one everyday word")
+    page.screenshot(f"error_{'vue' if vue else 'litegraph'}")
+
+
+@RENDERERS
+def test_training_is_seen_and_a_click_chooses_the_step_that_is_saved(open_page, vue):
+    """The panel's curve is LOSS_MAP; six steps with a preview every second one; rows of steps 3 and 6."""
+    page = open_page(vue)
+    page.open(ROOT / "workflows" / "vico_train_a_concept.json")
+    run_name = f"browser {vue}"
+    page.set(ViCoTrain={**TINY_TRAINING, "run_name": run_name}, ViCoSPINTrainingOptions=OPTIONS)
+    page.set(ViCoCheckpointGrid={"steps": 2})
+    page.page.evaluate("""() => {
+        const train = app.graph.nodes.find(n => n.type === 'ViCoTrain'), any = LiteGraph.createNode('PreviewAny');
+        app.graph.add(any); train.connect(train.findOutputSlot('loss_map'), any, 0)
+    }""")
+    assert page.run_to_its_end() == "execution_success"
+    text = "app.graph.nodes.find(n => n.type === 'PreviewAny').widgets.find(w => w.value?.includes?.('loss'))?.value"
+    page.page.wait_for_function(text)
+    assert page.page.evaluate(f"{PANEL}.loss") == json.loads(page.page.evaluate(text))["loss"]
+    assert page.page.evaluate(f"{PANEL}.previews.map(p => p.at)") == ["step 2", "step 4", "step 6"]
+    assert "6 of 6 steps" in page.words("ViCoTrain") and "Wrote models/vico/" in page.words("ViCoSaveConcept")
+    page.page.wait_for_function(f"{GRID}.vicoSpinRows.picture.naturalHeight > 0")
+    page.page.evaluate(f"app.canvas.ds.scale = 1; app.canvas.centerOnNode({GRID}); app.canvas.setDirty(true, true)")
+    page.page.wait_for_timeout(500)
+    box = page.page.evaluate(
+        f"(r => [r.x, r.y, r.width, r.height])({GRID}.vicoSpinRows.picture.getBoundingClientRect())"
+    )
+    page.page.mouse.click(box[0] + box[2] / 2, box[1] + box[3] / 4)
+    assert page.page.evaluate(f"{GRID}.widgets.find(w => w.name === 'choice').value") == 3
+    page.screenshot(f"chosen_{'vue' if vue else 'litegraph'}")
+    assert page.run_to_its_end() == "execution_success"
+    assert page.words("ViCoCheckpointGrid").startswith("Step 3 goes out")
+    assert page.errors == []
+
+
+@RENDERERS
+def test_votes_by_keys_live_through_a_reload_and_become_a_win_rate(open_page, vue):
+    page = open_page(vue)
+    page.page.evaluate("""() => {
+        app.graph.clear();
+        const [a, b, vote] = ['SpriteWorldPictures', 'SpriteWorldPictures', 'SPINVote'].map(t => LiteGraph.createNode(t));
+        [a, b, vote].forEach((node, i) => { app.graph.add(node); node.pos = [360 * i, 60] });
+        const set = (node, values) => Object.entries(values).forEach(
+            ([name, value]) => node.widgets.find(w => w.name.replaceAll(' ', '_') === name).value = value);
+        for (const [node, taste] of [[a, 1], [b, 0]])
+            set(node, {number: 4, seed: 3, control_after_generate: 'fixed', taste_from: taste, taste_to: taste});
+        a.connect(0, vote, 0); b.connect(0, vote, 1);
+        a.connect(2, vote, vote.inputs.findIndex(i => i.name === 'prompts'))
+    }""")
+    assert page.run_to_its_end() == "execution_success"
+    assert page.words("SPINVote").startswith("4 pairs to vote on")
+    for key in ("1", "Space", "u", "2", "2"):
+        page.page.keyboard.press(key)
+    votes = page.page.evaluate(VOTES)
+    assert len(votes.splitlines()) == 3 and "tie" not in votes
+    page.screenshot(f"vote_{'vue' if vue else 'litegraph'}")
+    page.page.wait_for_timeout(1500)  # the frontend keeps its drafts after a pause
+    page.page.reload()
+    page.page.wait_for_function("window.app?.graph?.nodes?.some(n => n.type === 'SPINVote')", timeout=60_000)
+    assert page.page.evaluate(VOTES) == votes
+    assert page.run_to_its_end() == "execution_success"
+    assert page.words("SPINVote").startswith("3 of 4 pairs have votes.\nsecond wins ")
+    assert page.errors == []
