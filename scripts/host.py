@@ -31,9 +31,9 @@ def enter(base: Path = BASE, device: str = DEVICE) -> None:
     """Puts the host's folder first on sys.path and sets the arguments that its modules read while they are imported."""
     if "comfy.cli_args" in sys.modules:
         return
-    host = str(host_folder())
-    if host not in sys.path:  # a spawned process inherits the path, but not the arguments
-        sys.path.insert(0, host)
+    # First even where it is there: a spawned process inherits the path of one whose host put comfy/ before itself, and
+    # with it another `utils`.
+    sys.path.insert(0, str(host_folder()))
     from comfy.cli_args import args
 
     args.cpu = device == "cpu"

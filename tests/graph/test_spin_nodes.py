@@ -162,18 +162,17 @@ def comfy_load(model, lora):
 
 
 def test_interrupt_keeps_what_was_learnt_and_the_next_run_goes_on(play, call, places):
-    whole = play(tiny(), run_name="whole", steps=4)
-    hook, count = comfy.utils.PROGRESS_BAR_HOOK, [0]
+    whole = play(tiny(), run_name="whole", steps=6)
+    hook = comfy.utils.PROGRESS_BAR_HOOK
 
-    def interrupt(*args, **kwargs):
-        count[0] += 1
-        if count[0] == 4:
+    def interrupt(value, total, *args, **kwargs):
+        if (value, total) == (3, 6):
             comfy.model_management.interrupt_current_processing()
 
     comfy.utils.set_progress_bar_global_hook(interrupt)
     try:
         with pytest.raises(comfy.model_management.InterruptProcessingException):
-            play(tiny(), run_name="parted", steps=4)
+            play(tiny(), run_name="parted", steps=6)
     finally:
         comfy.utils.set_progress_bar_global_hook(hook)
         comfy.model_management.interrupt_current_processing(False)
@@ -182,7 +181,7 @@ def test_interrupt_keeps_what_was_learnt_and_the_next_run_goes_on(play, call, pl
     folder_paths.add_model_folder_path("spin", str(places / "output" / "spin"))
     name = kept[0].relative_to(places / "output" / "spin").as_posix()
     assert len(call("SPINLoadCheckpoint", checkpoint=f"spin: {name}", strength=1.0, model=tiny())[0].patches) > 0
-    resumed = play(tiny(), run_name="parted", steps=4)
+    resumed = play(tiny(), run_name="parted", steps=6)
     assert weights_hash(resumed[1]) == weights_hash(whole[1])
 
 

@@ -512,7 +512,7 @@ def test_a_model_without_places_is_refused(bench, make_sd1):
     [
         (torch.rand(1, 1, 1, 3), None, "1×1 pixels: too small"),
         (torch.full((1, 64, 64, 3), torch.nan), None, "NaN or infinity"),
-        (torch.rand(1, 64, 64, 3), torch.zeros(1, 64, 64), "mask is empty"),
+        (torch.rand(1, 64, 64, 3), torch.zeros(1, 32, 64), "mask is empty"),
     ],
 )
 def test_a_useless_reference_gets_a_sentence(bench, image, mask, sentence):
