@@ -166,7 +166,7 @@ def test_interrupt_keeps_what_was_learnt_and_the_next_run_goes_on(play, call, pl
     hook = comfy.utils.PROGRESS_BAR_HOOK
 
     def interrupt(value, total, *args, **kwargs):
-        if (value, total) == (3, 6):
+        if (value, total) == (1, 6):  # the first of a bar: the host drops later ones that come too soon
             comfy.model_management.interrupt_current_processing()
 
     comfy.utils.set_progress_bar_global_hook(interrupt)
