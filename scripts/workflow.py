@@ -35,7 +35,7 @@ class Link(list):
 
 def subgraphs_of(graph: dict) -> dict[str, dict]:
     """{id: a subgraph's definition}, those inside others too."""
-    own = graph.get("definitions", {}).get("subgraphs", [])
+    own = (graph.get("definitions") or {}).get("subgraphs", [])
     return {id: found for inner in own for id, found in [(inner["id"], inner), *subgraphs_of(inner).items()]}
 
 

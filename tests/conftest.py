@@ -9,6 +9,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--golden", default=str(HERE / "golden"), help="folder with the originals' numbers (vico/, spin/, scores/)"
     )
+    parser.addoption(
+        "--graphs", type=int, default=6, help="random graphs that test_vico_random_graphs.py tries a family"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -15,24 +15,27 @@ from torch import Tensor
 from .encoders import Columns
 
 KEPT = 256  # encoded prompts whose rows of the word are remembered
+WHOLE_BYTES = 64 * 2**20  # of all rows of the newest of them
 SAME = (
     3e-3  # a row counts as another's multiple where this share of it, or less, is left over (bfloat16's rounding: 0.1%)
 )
+CHUNK = 77  # rows: joined prompts of CLIP are shifted by whole chunks
 MIXED = 2e-2  # what share of a mixed row must be the word's
 
 
-@dataclass(frozen=True)
+@dataclass
 class Encoded:
     """One prompt as it was encoded.
 
     columns: positions in this tensor; word [N, dim], end [1, dim]: its rows of the trigger word and of the end of text, unit
-    length; whole: the tensor itself, for as long as the graph holds it; queries: where a context has other rows (Anima), those.
+    length; whole [T, dim]: all its rows, in half precision, or None where newer prompts needed the room; queries: where a
+    context has other rows (Anima), those.
     """
 
     columns: Columns
     word: Tensor
     end: Tensor
-    whole: weakref.ref
+    whole: Tensor | None
     queries: "Queries | None" = None
 
 
@@ -53,7 +56,12 @@ class PromptMemory:
     def remember(self, cond: Tensor, columns: Columns, queries: Queries | None = None) -> None:
         """cond: [1, T, dim] as an encoder gives it; columns: positions in it."""
         word, end = (unit(cond[0, list(where)]) for where in (columns.trigger, [columns.end_of_text]))
-        self.encoded.append(Encoded(columns, word, end, weakref.ref(cond), queries))
+        self.encoded.append(Encoded(columns, word, end, unit(cond[0]).half(), queries))
+        held = 0
+        for encoded in reversed(self.encoded):
+            held += 0 if encoded.whole is None else encoded.whole.nbytes
+            if held > WHOLE_BYTES:
+                encoded.whole = None
 
     def find(self, cond: dict) -> list[Columns | None]:
         """The columns of each prompt in the host's conditioning; None for one that holds nothing of what was encoded."""
@@ -100,22 +108,27 @@ def positions(rows: Tensor, wanted: list[Tensor]) -> list[int]:
 
 
 def mixed_positions(rows: Tensor, known: list[Encoded]) -> list[int]:
-    """Positions of the rows that are the word's mixed with the row of another prompt at the same place (averaged prompts)."""
-    partners = [whole[0] for e in known if (whole := e.whole()) is not None]
+    """Positions of the rows that are the word's mixed with rows of other prompts at the same place (averaged prompts)."""
+    wholes = [e.whole.float() for e in known if e.whole is not None]
     found = set()
     for e in known:
         for word, column in zip(e.word, e.columns.trigger, strict=True):
-            others = [p[column] for p in partners if p.shape[0] > column and p.shape[1] == rows.shape[1]]
-            if others and column < rows.shape[0] and mixes(rows[column], word, unit(torch.stack(others))):
-                found.add(column)
+            places = range(column, rows.shape[0], CHUNK) if rows.shape[0] % CHUNK == 0 else [column]
+            others = [whole[place] for whole in wholes for place in places if place < whole.shape[0]]
+            if others:
+                basis = unit(torch.stack(others))
+                found.update(place for place in places if place < rows.shape[0] and mixes(rows[place], word, basis))
     return sorted(found)
 
 
 def mixes(row: Tensor, word: Tensor, others: Tensor) -> bool:
-    """Whether a row [dim] lies in the plane of the word's and one of the others [P, dim], with a part of the word's."""
-    across = unit(word - (others @ word)[:, None] * others)  # the word's part that is not the other's
-    share, rest = across @ row, others @ row  # [P]
-    return bool(((share.abs() > MIXED) & (share**2 + rest**2 >= 1 - SAME**2)).any())
+    """Whether a row [dim] is made of the word's and of the newest others [P, dim], few beside dim, with a part of the word's."""
+    others = others[(others @ word) ** 2 < 1 - SAME**2][-row.shape[0] // 4 :]
+    _, sizes, basis = torch.linalg.svd(others, full_matrices=False)
+    basis = basis[sizes > SAME * sizes.amax(-1, keepdim=True)] if len(others) else others
+    across = unit((word - word @ basis.T @ basis)[None])[0]  # the word's part that is no other's
+    share, rest = row @ across, (row @ basis.T).square().sum()
+    return bool(share.abs() > MIXED and share**2 + rest >= 1 - SAME**2)
 
 
 @dataclass(frozen=True)

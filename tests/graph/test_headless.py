@@ -29,18 +29,18 @@ def test_bypassed_nodes_hand_on_muted_ones_are_left_out_and_subgraphs_are_laid_o
     prompt = to_api(workflow())
     assert {key: node["class_type"] for key, node in prompt.items()} == {
         "1": "EmptyImage",
-        "3:1": "ImageInvert",
-        "3:2": "ImageScale",
+        "3:8": "ImageInvert",
+        "3:9": "ImageScale",
         "4": "SaveImage",
     }
-    assert prompt["3:1"]["inputs"] == {"image": ["1", 0]}, "past the bypassed node, into the subgraph"
-    assert prompt["4"]["inputs"] == {"images": ["3:2", 0], "filename_prefix": "headless"}
+    assert prompt["3:8"]["inputs"] == {"image": ["1", 0]}, "past the bypassed node, into the subgraph"
+    assert prompt["4"]["inputs"] == {"images": ["3:9", 0], "filename_prefix": "headless"}
 
 
 def test_an_input_from_a_muted_node_is_not_connected():
     changed = workflow()
     next(node for node in changed["nodes"] if node["id"] == 1)["mode"] = 2
-    assert "image" not in to_api(changed)["3:1"]["inputs"]
+    assert "image" not in to_api(changed)["3:8"]["inputs"]
 
 
 def test_a_muted_subgraph_runs_none_of_its_nodes():
