@@ -1,6 +1,7 @@
 """Train SPIN, Train Baseline."""
 
 import json
+import logging
 from typing import get_args
 
 from comfy_api.latest import io
@@ -218,6 +219,7 @@ def run_training(cls, model, clip, vae, dataset, asked: TrainingRun) -> io.NodeO
     logged = [step["metrics"] for steps in trained.metrics["rounds"] for step in steps]
     losses = [step["loss"] for step in logged]
     panel = {"loss": losses, "accuracy": [step["implicit_accuracy"] for step in logged if "implicit_accuracy" in step]}
+    logging.info(trained.report.text())  # names what the node counts
     say(f"{trained.outcome} {trained.report.in_short()}\n{verdict(trained.metrics).splitlines()[-1]}")
     learnt = with_learnt(model, trained)
     return io.NodeOutput(learnt, trained.lora, {"loss": losses}, json.dumps(trained.metrics), ui={"training": [panel]})
