@@ -21,10 +21,20 @@ from .vico.apply import ApplyViCo
 from .vico.checkpoint_grid import ViCoCheckpointGrid
 from .vico.load_save import LoadViCoConcept, SaveViCoConcept
 from .vico.mask_preview import ViCoMaskPreview
+from .vico.options import ViCoOptions
 from .vico.reference import ViCoReference
 from .vico.train import TrainViCo
 
-VICO = [LoadViCoConcept, SaveViCoConcept, ViCoReference, ApplyViCo, ViCoMaskPreview, TrainViCo, ViCoCheckpointGrid]
+VICO = [
+    LoadViCoConcept,
+    SaveViCoConcept,
+    ViCoReference,
+    ApplyViCo,
+    ViCoMaskPreview,
+    TrainViCo,
+    ViCoOptions,
+    ViCoCheckpointGrid,
+]
 SPIN = [
     SPINDataset,
     LoadSPINCheckpoint,

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 ConceptSocket = io.Custom("VICO_CONCEPT")
 ReferenceSocket = io.Custom("VICO_REFERENCE")
 DatasetSocket = io.Custom("SPIN_DATASET")
+ViCoOptionsSocket = io.Custom("VICO_OPTIONS")
 OpponentSocket = io.Custom("SPIN_OPPONENT")
 SPINOptionsSocket = io.Custom("SPIN_OPTIONS")
 TrainingOptionsSocket = io.Custom("TRAINING_OPTIONS")

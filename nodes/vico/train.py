@@ -8,9 +8,9 @@ from ...vico_core.training import ATTENTION_LR, WORD_LR
 from ..host.options import TrainingOptions
 from ..host.pictures import to_image
 from ..host.progress import say
-from ..host.sockets import ConceptSocket, LossSocket, TrainingOptionsSocket
+from ..host.sockets import ConceptSocket, LossSocket, TrainingOptionsSocket, ViCoOptionsSocket
 from ..host.texts import lines
-from .session import AUTOMATIC_WORD, FIXED, LEARNT, TrainingRun, TrainSettings, train_concept
+from .session import TrainingRun, TrainSettings, train_concept
 from .training_photos import flatten_pictures
 
 
@@ -40,6 +40,8 @@ class TrainViCo(io.ComfyNode):
                     "word's attention."),
                 TrainingOptionsSocket.Input("training_options", optional=True,
                     tooltip="From Training Options: precision, memory, schedule, how often it is kept and previewed."),
+                ViCoOptionsSocket.Input("vico_options", optional=True,
+                    tooltip="From ViCo Options: whether the word is learnt, and from where image attention starts."),
                 io.String.Input("initialiser", default="toy",
                     tooltip="One everyday word for what the object is (toy, dog, cup). The trigger word starts from "
                     "its meaning."),
@@ -75,13 +77,6 @@ class TrainViCo(io.ComfyNode):
                     tooltip="What the photos show, one caption a line, each with the placeholder (a photo of a large "
                     "red * on tiles); one is drawn for each photo of a step. Empty: the paper's short templates, "
                     "which name nothing but the object."),
-                io.Combo.Input("word", options=[AUTOMATIC_WORD, LEARNT, FIXED], optional=True, advanced=True,
-                    tooltip="Whether the trigger word's vector is learnt, as in the paper, or stays the initialiser's, so "
-                    "that the text encoder takes no memory. automatic: learnt beside text encoders of up to a billion "
-                    "parameters."),
-                io.Boolean.Input("zero_init", default=False, optional=True, advanced=True,
-                    tooltip="Image attention begins without a say (its output projections are zero) instead of disturbing "
-                    "the model at first, as the paper's does. For high rates and few steps, as on Sprite World's DiT."),
             ],
             outputs=[
                 ConceptSocket.Output("concept", tooltip="For Apply ViCo and Save ViCo Concept."),
@@ -123,6 +118,7 @@ def asked_for(
     preview_prompts: str = "",
     captions: str = "",
     training_options: TrainingOptions | None = None,
+    vico_options: dict | None = None,
     **settings,
 ) -> TrainingRun:
     """The node's inputs as a run. ValueError where a prompt lacks the placeholder, or an option is none of ViCo's."""
@@ -134,5 +130,8 @@ def asked_for(
     prompts, captions = lines(preview_prompts), lines(captions)
     check_prompts(placeholder, *prompts, *captions)
     return TrainingRun(
-        TrainSettings(placeholder=placeholder, captions=captions, **settings), options, run_name, prompts
+        TrainSettings(placeholder=placeholder, captions=captions, **settings, **(vico_options or {})),
+        options,
+        run_name,
+        prompts,
     )

@@ -175,11 +175,12 @@ def test_captions_are_what_it_reads_instead_of_the_templates(train):
         train(captions="a photo of a *\na red toy")
 
 
-def test_a_fixed_word_stays_the_initialisers_and_image_attention_learns(train, parts, monkeypatch):
+def test_a_fixed_word_stays_the_initialisers_and_image_attention_learns(train, call, parts, monkeypatch):
     """Beside a large text encoder this is what "automatic" does; here every encoder counts as large."""
     with torch.inference_mode():
         start = start_words(parts["clip"], "toy")
-    fixed, losses, _, run = train(word="fixed to the initialiser")
+    (options,) = call("ViCoOptions", word="fixed to the initialiser")
+    fixed, losses, _, run = train(vico_options=options)
     assert torch.equal(fixed.embeddings["l"], start["l"])
     assert losses["loss"][0] == pytest.approx(train()[1]["loss"][0], rel=1e-6)
     assert not same_bits(fixed, train()[0])
