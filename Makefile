@@ -3,7 +3,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 PYTHON := .venv/bin/python
 
-.PHONY: setup demo test test-core lint bench browser transformers4
+.PHONY: setup demo test test-core test-graph lint bench browser transformers4
 
 setup:
 	@python3 scripts/get_host.py
@@ -25,6 +25,10 @@ test: lint browser transformers4
 
 test-core: setup
 	$(PYTHON) -m pytest -m "not gpu" tests/core
+
+# On another ComfyUI: COMFYUI_PATH=/path/to/ComfyUI make test-graph
+test-graph: setup
+	$(PYTHON) -m pytest -m "not gpu" tests/graph
 
 lint: setup
 	.venv/bin/ruff check .

@@ -246,6 +246,7 @@ def save_lora(lora: dict[str, Tensor] | None, path: Path, metadata: dict[str, st
 
 def patched_weights(model) -> dict[str, Tensor]:
     """The network's weights with all patches of the model in them, on the CPU."""
+    model = model.clone(disable_dynamic=True)  # the host's dynamic loading never writes patches into weights
     comfy.model_management.load_models_gpu([model], force_patch_weights=True, force_full_load=True)
     state = model.model_state_dict_for_saving(model.model.diffusion_model, "diffusion_model.")
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}

@@ -199,3 +199,19 @@ def test_a_memory_that_is_full_forgets_the_oldest_prompt(host):
         memory.remember(context, Columns((2,), 7))
     assert memory.find({"cross_attn": contexts[0]}) == [None]
     assert memory.find({"cross_attn": contexts[1]}) == [Columns((2,), 7)]
+
+
+def test_a_clip_that_knows_the_word_survives_copying_and_pickling(host):
+    """Other packs and newer hosts copy what they are given: a proxy answers for no special method before it is whole."""
+    import copy
+    import pickle
+
+    from vico_spin.scripts import models
+
+    clip = models.clip()
+    _, knows = learnt(clip, vectors=random_vectors(clip))
+    for copied in (copy.deepcopy(knows.tokenizer), pickle.loads(pickle.dumps(knows.tokenizer))):
+        tokens = flat(copied.tokenize_with_weights("a *")["l"])
+        assert isinstance(tokens[2], dict) and torch.equal(tokens[2]["data"], knows.tokenizer.trigger.vectors["l"])
+    again = copy.deepcopy(knows.cond_stage_model)
+    assert again.trigger.identity == knows.cond_stage_model.trigger.identity
