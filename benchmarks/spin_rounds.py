@@ -22,7 +22,7 @@ from ..intake import write_atomically
 from ..scripts.get_host import ROOT
 from ..scripts.sprite_world_card import BASE
 from ..spin_core.batches import PairBatch
-from ..spin_core.objectives import pair_logits, squared_error
+from ..spin_core.objectives import Errors, pair_logits, squared_error
 from ..spin_core.steps import noised_pair, predict_both
 from ..sprite_world.pictures import evaluation_prompts
 from ..train_core import keyed_generator
@@ -65,9 +65,8 @@ PROBED = 32  # pairs that gradients are taken over
 REAL, NOISE, SEED = 64, 0.2, 0
 
 
-def run(arena: Arena, method: Method, prompts: list[str], folder: Path) -> dict[str, np.ndarray]:
+def run(arena: Arena, method: Method, learnt_from: Pairs, prompts: list[str], folder: Path) -> dict[str, np.ndarray]:
     """Pictures of every state [R + 1, P, …] and of every opponent [R, N, …], metrics [R, steps, 7], gradients, turns."""
-    learnt_from = pairs("independent", SEED, REAL, NOISE)
     states = arena.train(method, learnt_from, SEED, folder)
     weights = [arena.base, *states.weights]
     opponents = [arena.draw(w, learnt_from.captions, 50 + SEED, method.cfg) for w in weights[:-1]]
@@ -120,7 +119,7 @@ def sides(arena: Arena, batch: PairBatch, reference: tuple[Tensor, Tensor], weig
     arena.network.load_state_dict(weights)
     parameters = list(arena.network.requires_grad_(True).parameters())
     winner, loser = errors(arena, batch)
-    weight = torch.sigmoid(-pair_logits((winner, loser, *reference), PLAYED.beta)).detach()
+    weight = torch.sigmoid(-pair_logits(Errors(winner, loser, *reference), PLAYED.beta)).detach()
     gradients = [torch.autograd.grad((weight * e).mean(), parameters, retain_graph=True) for e in (winner, loser)]
     arena.network.requires_grad_(False)
     a, b = (torch.cat([g.flatten() for g in side]) for side in gradients)
@@ -252,7 +251,8 @@ def make(name: str, quick: bool, prompts: list[str], folder: Path, wait: bool) -
             arena = Arena(BASE, 4 if quick else 16, 6 if quick else 15)
             if quick:
                 method = replace(method, steps=11, rounds=min(method.rounds, 2))
-            arrays = run(arena, method, prompts, folder / "runs" / path.stem)
+            learnt_from = pairs("independent", SEED, REAL, NOISE)
+            arrays = run(arena, method, learnt_from, prompts, folder / "runs" / path.stem)
             write_atomically(path, lambda partial: save_arrays(partial, arrays))
             print(name, flush=True)
 
