@@ -3,6 +3,7 @@
 from .objectives import (
     Errors,
     PairLoss,
+    kto_loss,
     pair_loss,
     sft_loss,
     trajectory_beta,
@@ -14,6 +15,7 @@ from .objectives import (
 __all__ = [
     "Errors",
     "PairLoss",
+    "kto_loss",
     "pair_loss",
     "sft_loss",
     "trajectory_beta",

@@ -134,7 +134,7 @@ def run_train(settings: TrainSettings) -> None:
     engine = make_engine(settings)
     pipeline = load_pipeline(settings, engine.device)
     report = Report()
-    corpus, text = make_corpus(pipeline, settings, engine, report, settings.method == "dpo")
+    corpus, text = make_corpus(pipeline, settings, engine, report, settings.method not in ("spin", "sft"))
     if engine.is_main_process:
         print(report.text())
     if settings.tracker:

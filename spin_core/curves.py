@@ -30,21 +30,22 @@ def tail_mean(steps: list[dict], name: str) -> float:
 
 def verdict(metrics: dict) -> str:
     """A sentence a round: what the loss alone does not say. metrics: as the trainers write them."""
-    if metrics["method"] == "sft":
-        return f"SFT: the loss went from {first_loss(metrics):.4f} to {tail_mean(metrics['rounds'][0], 'loss'):.4f}."
-    return "\n".join(round_verdict(number, steps) for number, steps in enumerate(metrics["rounds"], start=1) if steps)
+    told = (round_verdict(number, steps) for number, steps in enumerate(metrics["rounds"], start=1) if steps)
+    return "\n".join(told)
 
 
-def first_loss(metrics: dict) -> float:
-    return metrics["rounds"][0][0]["metrics"]["loss"]
+def is_paired(steps: list[dict]) -> bool:
+    """Whether they compared two sides, as SFT does not."""
+    return any("z" in step["metrics"] for step in steps)
 
 
 def round_verdict(number: int, steps: list[dict]) -> str:
+    first = steps[0]["metrics"]["loss"]
+    if not is_paired(steps):
+        return f"SFT: the loss went from {first:.4f} to {tail_mean(steps, 'loss'):.4f}."
     accuracy = tail_mean(steps, "implicit_accuracy")
     real, was = tail_mean(steps, "error_policy_real"), tail_mean(steps, "error_reference_real")
-    told = (
-        f"Round {number}: implicit accuracy {accuracy:.2f}, loss {tail_mean(steps, 'loss'):.3f} (0.693 at the start)."
-    )
+    told = f"Round {number}: implicit accuracy {accuracy:.2f}, loss {tail_mean(steps, 'loss'):.3f} ({first:.3f} at the start)."
     if real > COLLAPSE * was:
         return told + (
             f" WARNING, collapse: the error on real pictures is {real / was:.1f} times the opponent's. The player wins by"
@@ -61,14 +62,19 @@ def draw_curves(metrics: dict) -> Image.Image:
     """All rounds side by side in one picture. Needs matplotlib."""
     from matplotlib.figure import Figure
 
-    panels = PANELS[:1] if metrics["method"] == "sft" else PANELS
+    steps = [step for round_steps in metrics["rounds"] for step in round_steps]
+    panels = PANELS if is_paired(steps) else PANELS[:1]
     figure = Figure(figsize=(12, 6) if len(panels) > 1 else (6, 4), layout="constrained")
     axes = figure.subplots(2 if len(panels) > 1 else 1, 3 if len(panels) > 1 else 1, squeeze=False).flatten()
-    steps = [step for round_steps in metrics["rounds"] for step in round_steps]
     for axis, (title, names, level) in zip(axes, panels, strict=True):
         for name in names:
-            axis.plot(range(1, len(steps) + 1), [step["metrics"][name] for step in steps], label=name, linewidth=1)
-        if level is not None and metrics["method"] != "sft":
+            axis.plot(
+                range(1, len(steps) + 1),
+                [step["metrics"].get(name, math.nan) for step in steps],
+                label=name,
+                linewidth=1,
+            )
+        if level is not None and is_paired(steps):
             axis.axhline(level, color="grey", linewidth=0.8, linestyle="--")
         mark_rounds(axis, metrics["rounds"])
         axis.set_title(title)

@@ -12,8 +12,8 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -178,23 +178,45 @@ def play(player: Player, opponent: Opponent, run: Run, rounds: int) -> Game:
     return game
 
 
-def train_baseline(player: Player, run: Run, method: Literal["sft", "dpo"]) -> Game:
-    """Supervised fine-tuning on the real pictures, or Diffusion-DPO on the pairs, as one round of the same loop."""
-    if method == "dpo" and run.corpus.rejected is None:
-        raise ValueError("DPO needs preference pairs: this data set has no second picture and label for its prompts")
-    other, make_step = (run.corpus.rejected, pair_step) if method == "dpo" else (None, sft_step)
-    run = replace(run, method=method)
-    base_hash = player.opponent_hash()
-    adopt(player, run, 1, base_hash)
-    training = finished(player, run, 1, base_hash) or learn(player, run, 1, make_step, other, base_hash)
-    return Game([training], [base_hash], training.stopped_by)
+BASELINES = {"sft": ("sft",), "dpo": ("dpo",), "kto": ("kto",), "sft+dpo": ("sft", "dpo")}  # rounds of each
+
+
+def train_baseline(player: Player, run: Run, method: str) -> Game:
+    """One of BASELINES by the same loop, a round a stage; each round's reference is the model that it starts from.
+
+    Supervised fine-tuning on the real pictures, Diffusion-DPO or Diffusion-KTO on the pairs, or DPO from an SFT start.
+    """
+    if method != "sft" and run.corpus.rejected is None:
+        raise ValueError(
+            f"{method.upper()} needs preference pairs: this data set has no second picture and label for its prompts"
+        )
+    game = Game()
+    for number, stage in enumerate(BASELINES[method], start=1):
+        training = learn_stage(player, run, number, stage, game)
+        game.rounds.append(training)
+        if training.stopped_by is not None:
+            game.stopped_by = training.stopped_by
+            break
+    return game
+
+
+def learn_stage(player: Player, run: Run, number: int, stage: str, game: Game) -> Training:
+    """A stage of a baseline, from what a former run has of it."""
+    loss = "kto" if stage == "kto" else run.settings.options.loss
+    run = replace(run, method=stage, settings=replace(run.settings, options=replace(run.settings.options, loss=loss)))
+    other, make_step = (None, sft_step) if stage == "sft" else (run.corpus.rejected, pair_step)
+    start = player.opponent_hash()
+    game.opponents.append(start)
+    adopt(player, run, number, start)
+    return finished(player, run, number, start) or learn(player, run, number, make_step, other, start)
 
 
 def pair_step(player: Player, run: Run, number: int) -> PairStep:
     """SPIN's step, and Diffusion-DPO's, whose reference is the opponent of round 1."""
     policy, reference = (MixedPrecision(model, run.engine) for model in (player.policy, player.reference))
     beta = of_round(run.settings.beta, number)
-    return PairStep(policy, reference, beta, run.settings.options, run.settings.low_memory)
+    share = partial(run.engine.reduce, reduction="mean")
+    return PairStep(policy, reference, beta, run.settings.options, run.settings.low_memory, share)
 
 
 def sft_step(player: Player, run: Run, number: int) -> SftStep:

@@ -4,6 +4,7 @@ beta follows Salesforce's DiffusionDPO: errors are means over C, H, W and kappa 
 no kappa, so its beta is half of this one; SimpleTuner sums over pixels, so its beta is smaller by C·H·W.)
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -92,6 +93,41 @@ def pair_loss(
     if margin_clamp is not None:
         logits = logits.clamp(-margin_clamp, margin_clamp)
     per_sample = F.softplus(-logits) + sft_weight * errors.policy_real
+    return summary(per_sample, logits, errors)
+
+
+def kto_loss(
+    policy_real: Tensor,
+    policy_generated: Tensor,
+    reference_real: Tensor,
+    reference_generated: Tensor,
+    target_real: Tensor,
+    target_generated: Tensor,
+    beta: float | Tensor,
+    *,
+    sft_weight: float = 0.0,
+    share: Callable[[Tensor], Tensor] = lambda mean: mean,
+) -> PairLoss:
+    """Diffusion-KTO (Li et al., arXiv 2404.04465, eq. 8): each picture by itself, liked (real) or not (generated).
+
+    g = e(theta_k) - e(theta); Q = max(0, mean g), without a gradient; z = +-beta·(g - Q); loss = mean of 1 - sigmoid(z), as in
+    the authors' code, whose beta has no kappa. At theta = theta_k it is 1/2. share: the mean over all processes' batches.
+    Per sample, logits and weight are [2B], the liked pictures first.
+    """
+    errors = Errors(
+        squared_error(policy_real, target_real),
+        squared_error(policy_generated, target_generated),
+        squared_error(reference_real, target_real),
+        squared_error(reference_generated, target_generated),
+    )
+    liked, disliked = (
+        errors.reference_real - errors.policy_real,
+        errors.reference_generated - errors.policy_generated,
+    )
+    threshold = share(torch.cat([liked, disliked]).mean().detach()).clamp(min=0)
+    logits = beta * torch.cat([liked - threshold, threshold - disliked])
+    plain = sft_weight * errors.policy_real
+    per_sample = 1 - torch.sigmoid(logits) + torch.cat([plain, plain])
     return summary(per_sample, logits, errors)
 
 

@@ -84,8 +84,9 @@ class TrainSettings(ModelSettings):
     vae: Path | None = Field(None, description="With --checkpoint: the VAE's file, unless it holds one.")
     comfyui: Path | None = Field(None, description="With --checkpoint: folder of the ComfyUI whose classes build it.")
     processes: int | None = Field(None, ge=1, description="Refuses to run on another number of processes than this.")
-    method: Literal["spin", "sft", "dpo"] = Field(
-        "spin", description="Self-play, supervised fine-tuning, or Diffusion-DPO on pairs."
+    method: Literal["spin", "sft", "dpo", "kto", "sft+dpo"] = Field(
+        "spin",
+        description="Self-play; supervised fine-tuning; on pairs Diffusion-DPO, Diffusion-KTO, or DPO from an SFT start.",
     )
     rounds: int = Field(1, ge=1, description="Rounds of self-play.")
     lora: Path | None = Field(None, description="A LoRA to start from: it is merged into the model first.")

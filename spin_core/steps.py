@@ -2,22 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..train_core import Context, Denoiser, cat_contexts
 from .batches import PairBatch
-from .objectives import PairLoss, pair_loss, sft_loss
+from .objectives import PairLoss, kto_loss, pair_loss, sft_loss
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """See objectives.pair_loss."""
+    """See objectives.pair_loss, and kto_loss, which has neither clamp nor safeguard."""
 
     margin_clamp: float | None = None
     safeguard: float | None = None
     sft_weight: float = 0.0
+    loss: Literal["pair", "kto"] = "pair"
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class PairStep:
 
     low_memory: the same gradient with the activations of one
     side at a time; costs one forward of the generated side more.
+    share: the mean of a number over all processes.
     """
 
     policy: Denoiser
@@ -33,6 +36,7 @@ class PairStep:
     beta: float
     options: PairOptions = field(default_factory=PairOptions)
     low_memory: bool = False
+    share: Callable[[Tensor], Tensor] = lambda mean: mean
 
     def __call__(self, batch: PairBatch, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         real, other, targets = noised_pair(self.policy, batch)
@@ -65,14 +69,18 @@ class PairStep:
         return found, drift((policy_real, policy_other), reference)
 
     def _loss(self, policy, reference, targets) -> PairLoss:
+        options = self.options
+        if options.loss == "kto":
+            known = (*policy, *reference, *targets, self.beta)
+            return kto_loss(*known, sft_weight=options.sft_weight, share=self.share)
         return pair_loss(
             *policy,
             *reference,
             *targets,
             self.beta,
-            margin_clamp=self.options.margin_clamp,
-            safeguard=self.options.safeguard,
-            sft_weight=self.options.sft_weight,
+            margin_clamp=options.margin_clamp,
+            safeguard=options.safeguard,
+            sft_weight=options.sft_weight,
         )
 
 

@@ -8,6 +8,8 @@ from ..host.sockets import OpponentSocket, SPINOptionsSocket
 from .captions import OpponentSampling
 from .settings import PlayOptions
 
+LOSSES = {"SPIN": "pair", "KTO": "kto"}
+
 
 class SPINOpponent(io.ComfyNode):
     @classmethod
@@ -52,6 +54,10 @@ class SPINOptions(io.ComfyNode):
             description="What may be changed in the game's loss. Without it, Train SPIN plays as the paper does.",
             search_aliases=["self-play", "sdpo", "loss"],
             inputs=[
+                io.Combo.Input("loss", options=list(LOSSES), optional=True,
+                    tooltip="SPIN: each real picture against its generated one (arXiv 2402.10210). KTO: real pictures are "
+                    "liked and generated ones not, each by itself (Diffusion-KTO, arXiv 2404.04465); its loss starts at "
+                    "0.5, and its beta has no factor 1/2."),
                 io.Boolean.Input("share_noise", default=True, optional=True,
                     tooltip="Real and generated picture get the same noise."),
                 io.Boolean.Input("low_memory", default=False, optional=True,
@@ -69,6 +75,13 @@ class SPINOptions(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, share_noise=True, low_memory=False, sft_weight=0.0, margin_clamp=0.0, safeguard=-1.0):
-        pairs = PairOptions(margin_clamp or None, None if safeguard < 0 else safeguard, sft_weight)
+    def execute(
+        cls, loss="SPIN", share_noise=True, low_memory=False, sft_weight=0.0, margin_clamp=0.0, safeguard=-1.0
+    ) -> io.NodeOutput:
+        clamp, mu = margin_clamp or None, None if safeguard < 0 else safeguard
+        if LOSSES[loss] == "kto" and (clamp or mu is not None):
+            raise ValueError(
+                "Set margin_clamp to 0 and safeguard to -1.\nThey are defined for pairs, and KTO has none."
+            )
+        pairs = PairOptions(clamp, mu, sft_weight, LOSSES[loss])
         return io.NodeOutput(PlayOptions(share_noise, low_memory, pairs))

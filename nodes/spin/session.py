@@ -102,7 +102,7 @@ def make_corpus(model, captions: Captions, vae, dataset, asked: TrainingRun, rep
         picture_encoder(vae, model, captions.store, asked.resolution),
         lambda prompts, shape: [context_of(model, captions.conditioning(p), shape) for p in prompts],
         report,
-        pairs=asked.method == "dpo",
+        pairs=asked.method not in ("spin", "sft"),
         on_picture=lambda done: comfy.model_management.throw_exception_if_processing_interrupted(),
         seed=asked.settings.seed,
     )

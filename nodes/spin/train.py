@@ -27,7 +27,8 @@ from .settings import KINDS, PlayOptions, per_round, round_settings
 
 LORA, FULL = "LoRA", "full"
 ONE_ROUND, SEVERAL_ROUNDS = "one round", "several rounds"
-SFT, DPO = "SFT", "DPO"
+SFT, DPO, KTO, SFT_DPO = "SFT", "DPO", "KTO", "SFT, then DPO"
+METHODS = {SFT: "sft", DPO: "dpo", KTO: "kto", SFT_DPO: "sft+dpo"}
 
 
 def model_inputs() -> list:
@@ -152,7 +153,8 @@ class TrainBaseline(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         beta = io.Float.Input("beta", default=5000.0, min=1e-3, max=1e6, step=100.0,
-            tooltip="How strongly the model is held to its start.")  # fmt: skip
+            tooltip="How strongly the model is held to its start. KTO's beta has no factor 1/2: half of DPO's is as "
+            "strong.")  # fmt: skip
         return io.Schema(
             node_id="SPINTrainBaseline",
             display_name="Train Baseline (SFT | DPO)",
@@ -163,9 +165,11 @@ class TrainBaseline(io.ComfyNode):
             inputs=[
                 *model_inputs(),
                 io.DynamicCombo.Input("method",
-                    options=[io.DynamicCombo.Option(SFT, []), io.DynamicCombo.Option(DPO, [beta])],
-                    tooltip="SFT needs pictures with captions; DPO needs pairs (Pick-a-Pic)."),
-                io.Int.Input("steps", default=500, min=1, max=1000000, tooltip="Optimiser steps."),
+                    options=[io.DynamicCombo.Option(name, [] if name == SFT else [beta]) for name in METHODS],
+                    tooltip="SFT: pictures with captions. DPO: Diffusion-DPO (arXiv 2311.12908) on pairs. KTO: "
+                    "Diffusion-KTO (arXiv 2404.04465), each picture of the pairs liked or not by itself. SFT, then DPO: "
+                    "both, a round each; DPO's reference is what SFT has learnt."),
+                io.Int.Input("steps", default=500, min=1, max=1000000, tooltip="Optimiser steps of each round."),
                 io.Float.Input("learning_rate", default=2e-5, min=1e-9, max=1.0, step=1e-7, round=False,
                     tooltip="Peak rate."),
                 *training_inputs(),
@@ -180,7 +184,7 @@ class TrainBaseline(io.ComfyNode):
     ) -> io.NodeOutput:
         game = {"steps": steps, "learning_rate": learning_rate, "beta": method.get("beta", 1.0)}
         options = training_options or TrainingOptions()
-        asked = asked_for(method["method"].lower(), game, options, PlayOptions(), opponent, 1, **values)
+        asked = asked_for(METHODS[method["method"]], game, options, PlayOptions(), opponent, 1, **values)
         return run_training(cls, model, clip, vae, dataset, asked)
 
 

@@ -291,7 +291,11 @@ def a_step(low_memory, share_noise=True, options=None):
     return metrics, [p.grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("options", [PairOptions(), PairOptions(2.0, 0.2, 0.3)], ids=["plain", "all options"])
+@pytest.mark.parametrize(
+    "options",
+    [PairOptions(), PairOptions(2.0, 0.2, 0.3), PairOptions(sft_weight=0.3, loss="kto")],
+    ids=["plain", "all options", "kto"],
+)
 def test_low_memory_split_equals_the_plain_step(options):
     plain, split = a_step(False, options=options), a_step(True, options=options)
     for name, value in plain[0].items():

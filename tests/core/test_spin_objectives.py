@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vico_spin.spin_core import pair_loss, sft_loss
+from vico_spin.spin_core import kto_loss, pair_loss, sft_loss
 from vico_spin.spin_core.objectives import safeguard_scale
 
 
@@ -31,6 +31,29 @@ def test_a_pair_by_hand():
     assert found.loss.item() == pytest.approx(0.126928, rel=1e-5)
     assert found.implicit_accuracy.item() == 1.0
     assert [e.item() for e in found.errors] == pytest.approx([0.04, 0.16, 0.09, 0.01], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "errors, logits, loss",
+    [((0.2, 0.4, 0.3, 0.1), (1.0, 3.0), 0.158184), ((0.2, 0.4, 0.5, 0.5), (1.2, 1.2), 0.231475)],
+    ids=["threshold 0", "threshold 0.15"],
+)
+def test_kto_by_hand(errors, logits, loss):
+    """Diffusion-KTO, beta 20, g = e(θk) − e(θ).
+
+    Real 0.09 − 0.04 = 0.05, generated 0.01 − 0.16 = −0.15: their mean is below 0, so Q = 0, z = 20·0.05 and 20·0.15;
+    loss = (1 − σ(1) + 1 − σ(3))/2 = (0.268941 + 0.047426)/2. Then 0.25 − 0.04 = 0.21 and 0.25 − 0.16 = 0.09: Q = 0.15,
+    z = 20·0.06 for both; loss = 1 − σ(1.2).
+    """
+    parts = [torch.full((1, 1, 2, 2), value) for value in (*errors, 0.0, 0.0)]
+    found = kto_loss(*parts, 20.0)
+    assert found.logits.tolist() == pytest.approx(logits, rel=1e-4)
+    assert found.loss.item() == pytest.approx(loss, rel=1e-4)
+
+
+def test_kto_starts_at_one_half():
+    real, generated, target_real, target_generated = predictions(count=4)
+    assert kto_loss(real, generated, real, generated, target_real, target_generated, 5000.0).loss.item() == 0.5
 
 
 def test_half_precision_predictions_are_judged_in_float32():

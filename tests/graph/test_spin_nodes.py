@@ -81,7 +81,7 @@ def play(call, clip, vaes, dataset):
             inputs["play"] = {**numbers, "beta": beta} | ({"rounds": rounds} if rounds > 1 else {})
             inputs["spin_options"] = call("SPINOptions", **dict(play))[0]
         else:
-            inputs |= {**numbers, "method": {"method": method, "beta": beta} if method == "DPO" else {"method": method}}
+            inputs |= {**numbers, "method": {"method": method, "beta": beta} if method != "SFT" else {"method": method}}
         vae = vaes[model.model.latent_format.latent_channels]
         node = "SPINTrainBaseline" if method else "SPINTrain"
         return call(node, model=model, clip=clip, vae=vae, dataset=data or dataset, **inputs)
@@ -200,8 +200,13 @@ def test_more_steps_or_rounds_go_on_where_the_same_run_ended(play, places):
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
-@pytest.mark.parametrize("method", ["SFT", "DPO"])
-def test_baselines(play, method, places):
+@pytest.mark.parametrize(
+    "method, starts",
+    [("SFT", [None]), ("DPO", [math.log(2)]), ("KTO", [0.5]), ("SFT, then DPO", [None, math.log(2)])],
+    ids=["SFT", "DPO", "KTO", "SFT, then DPO"],
+)
+def test_baselines(play, method, starts, places):
+    """Each round's first loss: ln 2 for DPO and 1/2 for KTO, whose reference is the model that the round starts from."""
     import pyarrow
     import pyarrow.parquet
 
@@ -220,9 +225,9 @@ def test_baselines(play, method, places):
     pyarrow.parquet.write_table(pyarrow.table(rows), places / "input" / "pairs.parquet")
     data = Dataset(places / "input" / "pairs.parquet")
     _patched, _lora, loss, metrics = play(tiny(), data=data, method=method, beta=50.0)
-    assert len(loss["loss"]) == 2 and json.loads(metrics)["method"] == method.lower()
-    if method == "DPO":
-        assert loss["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert len(loss["loss"]) == 2 * len(starts) and len(json.loads(metrics)["rounds"]) == len(starts)
+    for first, expected in zip(loss["loss"][::2], starts, strict=True):
+        assert expected is None or first == pytest.approx(expected, abs=1e-6)
 
 
 def test_pairs_of_the_graph_train_dpo(call, play):
