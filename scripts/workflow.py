@@ -143,12 +143,12 @@ def widget_values(node: dict) -> dict:
         return dict(values)
     values, found = list(values), {}
     for slot in node.get("inputs", []):
+        if slot["type"] == SLIDER:
+            found[slot["widget"]["name"]] = {"__value__": ["", ""]}
+            continue
         if "widget" not in slot or not values:
             continue
         name = slot["widget"]["name"]
-        if slot["type"] == SLIDER:
-            found[name] = {"__value__": ["", ""]}
-            continue
         value = values.pop(0)
         if slot["type"] != UPLOAD_BUTTON:
             found[name] = value

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from typing import get_args
 
 from comfy_api.latest import io
 
@@ -26,6 +25,11 @@ from .session import train, with_learnt
 from .settings import KINDS, PlayOptions, per_round, round_settings
 
 LORA, FULL = "LoRA", "full"
+LORAS: dict[str, LoraLayers] = {  # by the layers that it changes
+    LORA: "attention",
+    "LoRA, feed-forward too": "attention and feed-forward",
+    "LoRA, all layers": "all",
+}
 ONE_ROUND, SEVERAL_ROUNDS = "one round", "several rounds"
 SFT, DPO, KTO, SFT_DPO = "SFT", "DPO", "KTO", "SFT, then DPO"
 METHODS = {SFT: "sft", DPO: "dpo", KTO: "kto", SFT_DPO: "sft+dpo"}
@@ -49,16 +53,13 @@ def model_inputs() -> list:
 
 def training_inputs() -> list:
     """What both trainers set."""
-    lora = [
-        io.Int.Input("rank", default=16, min=1, max=256, tooltip="Rank of the LoRA."),
-        io.Combo.Input("layers", options=list(get_args(LoraLayers)),
-            tooltip="What the LoRA changes: attention's projections, those and the feed-forward layers, or every linear "
-            "layer (in U-Nets convolutions too). More learns more from as many pictures, and forgets more."),
-    ]  # fmt: skip
+    rank = io.Int.Input("rank", default=16, min=1, max=256, tooltip="Rank of the LoRA.")
     return [
-        io.DynamicCombo.Input("train", options=[io.DynamicCombo.Option(LORA, lora), io.DynamicCombo.Option(FULL, [])],
-            tooltip="LoRA: small, beside your model as it lies in memory. full: all weights in float32, and two copies "
-            "of them."),
+        io.DynamicCombo.Input("train",
+            options=[*(io.DynamicCombo.Option(name, [rank]) for name in LORAS), io.DynamicCombo.Option(FULL, [])],
+            tooltip="LoRA: small, beside your model as it lies in memory, on attention's projections; on the feed-forward "
+            "layers too; or on every linear layer (in U-Nets convolutions too), which learns more and forgets more. full: "
+            "all weights in float32, and two copies of them."),
         io.Int.Input("batch_size", default=4, min=1, max=512, tooltip="Pairs in one forward."),
         io.Int.Input("resolution", default=512, min=64, max=2048, step=64,
             tooltip="Pictures are scaled to about resolution x resolution pixels, in buckets of their own aspect "
@@ -210,7 +211,7 @@ def asked_for(
         method=method,
         rounds=rounds,
         rank=train.get("rank"),
-        layers=train.get("layers", "attention"),
+        layers=LORAS.get(train["train"], LORAS[LORA]),
         resolution=resolution,
         name=run_name,
         preview_prompts=lines(preview_prompts),

@@ -190,6 +190,6 @@ def train(call, model, family: str) -> dict:
         "preview_prompts": "",
         "opponent": opponent,
     }
-    inputs |= {"train": {"train": "LoRA", "rank": 2, "layers": "attention"}}
+    inputs |= {"train": {"train": "LoRA", "rank": 2}}
     inputs |= {"play": {"steps": 2, "learning_rate": 1e-3, "beta": 50.0}}
     return call("SPINTrain", model=model, clip=clip, vae=vae, dataset=data, **inputs)[1]

@@ -55,13 +55,13 @@ def latent_shape(model, family: str) -> tuple[int, ...]:
 def play(call):
     """Train SPIN on a tiny model of a family: play(model, family, **changes) → model, lora, loss, metrics."""
 
-    def run(model, family, steps=3, node="SPINTrain", layers="attention", **changes):
+    def run(model, family, steps=3, node="SPINTrain", train="LoRA", **changes):
         pixels = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
         captions = "a cat\na red dog\na blue bird\nan old tree"
         data = call("SPINDataset", source="pictures from the graph", images=pixels, captions=captions)[0]
         opponent = call("SPINOpponent", sampler_name="euler", scheduler="simple", steps=2, cfg=2.0)[0]
         inputs = {"run_name": "test", "batch_size": 2, "resolution": 64, "seed": 1, "preview_prompts": ""}
-        inputs |= {"train": {"train": "LoRA", "rank": 2, "layers": layers}, "opponent": opponent}
+        inputs |= {"train": {"train": train, "rank": 2}, "opponent": opponent}
         game = {"steps": steps, "learning_rate": 1e-2}
         inputs |= {"play": {**game, "beta": 50.0}} if node == "SPINTrain" else {**game, "method": {"method": "SFT"}}
         parts = parts_of(model, family)
