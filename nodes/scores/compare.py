@@ -55,7 +55,7 @@ class ScoreCompareModels(io.ComfyNode):
                 io.Image.Input("references", optional=True, tooltip="Photos of the real thing, for DINO and CLIP-I."),
             ],
             outputs=[
-                io.Image.Output("grid", tooltip="Rows of prompts, columns of models and seeds, the score under each."),
+                io.Image.Output("grid", tooltip="Rows of the first prompts, columns of models and seeds, the score under each."),
                 io.String.Output("run", tooltip="The folder with pictures and scores, for Score Report."),
                 io.String.Output("win_rates", tooltip="Every win rate with its interval, as JSON."),
             ],

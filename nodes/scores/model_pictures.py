@@ -22,7 +22,8 @@ from ..host.folders import as_folder_name
 from ..host.pictures import to_pictures
 from ..host.sampling import Sampling, sample_latents
 
-GRID_ROWS, GRID_SEEDS, CELL = 40, 4, 192  # what the grid shows at most; pixels of a picture in it
+GRID_SEEDS, CELL = 4, 192  # seeds that the grid shows at most; pixels of a picture in it
+ROWS_A_COLUMN, FEWEST_ROWS = 2, 4  # of the grid: a higher one is a sliver on the node. Score Report has all prompts
 
 
 class Settings(NamedTuple):
@@ -127,8 +128,8 @@ def score_all(folder: Path, samples: Sequence[Sample], scorers: Sequence, settin
 def grid_of(table: Table) -> Image.Image:
     """Prompts as rows, models and their seeds as columns, the best of a row standing out."""
     seeds = min(GRID_SEEDS, min(len(row) for row in table.seeds))
-    rows = []
-    for p in range(min(GRID_ROWS, len(table.prompts))):
+    rows, most = [], max(FEWEST_ROWS, ROWS_A_COLUMN * seeds * len(table.models))
+    for p in range(min(most, len(table.prompts))):
         top = max(table.scores[model][p, :seeds].max() for model in table.models)
         rows.append([cell_of(table, model, p, s, top) for model in table.models for s in range(seeds)])
     heads = [model if s == 0 else "" for model in table.models for s in range(seeds)]

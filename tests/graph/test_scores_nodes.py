@@ -247,3 +247,15 @@ def test_a_report_outside_the_output_folder_is_refused(call, output, tmp_path):
 def test_a_comparison_that_cannot_be_says_why(call, make_sd1, make_clip, make_vae, scorers, output, changed, sentence):
     with pytest.raises(ValueError, match=sentence):
         compare(call, make_sd1, make_clip, make_vae, ["CLIP score"], **changed)
+
+
+def test_the_grid_of_many_prompts_is_no_sliver(host, tmp_path):
+    """40 prompts by two models with a picture each: the first rows alone, so that it can be read on the node."""
+    from vico_spin.nodes.scores.model_pictures import grid_of
+    from vico_spin.scores.comparison import Table
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "one.png")
+    prompts, one = [str(i) for i in range(40)], {name: np.ones((40, 1)) for name in ("a", "b")}
+    files = {name: [[str(tmp_path / "one.png")]] * 40 for name in ("a", "b")}
+    grid = grid_of(Table("s", "s", ["a", "b"], prompts, [["0"]] * 40, one, files, []))
+    assert grid.height < 2 * grid.width
