@@ -17,15 +17,12 @@ from ...spin_core.settings import TrainSettings
 from ...spin_core.store import TensorStore
 from ...train_core import save_tensors
 from ..host.copies import training_mode
-from ..host.denoiser import prediction_of
 from ..host.options import TrainingOptions
 from .asked import TrainingRun
 from .captions import Captions, OpponentSampling, host_sampler
 from .session import INTERRUPTS, make_corpus, metrics_of
 from .trainee import lora_trainee
-
-SAMPLERS = {"flow": ("euler", "simple")}  # of the opponent; else
-DDIM = ("ddim", "ddim_uniform")
+from .usual import usual_sampling
 
 
 def run_train(settings: TrainSettings) -> None:
@@ -94,12 +91,12 @@ def load_parts(settings: TrainSettings) -> tuple:
 
 def asked_for(settings: TrainSettings, model) -> TrainingRun:
     """The command's settings as the nodes would ask."""
-    sampler, scheduler = SAMPLERS.get(prediction_of(model.get_model_object("model_sampling")), DDIM)
+    usual = usual_sampling(model)
     how = {"cfg": settings.cfg, "negative": settings.negative, "batch": settings.generation_batch}
     return TrainingRun(
         settings=settings.rounds_settings(),
         options=TrainingOptions(settings.precision, settings.gradient_checkpointing, settings.accumulation),
-        opponent=OpponentSampling(sampler, scheduler, settings.sampling_steps, **how),
+        opponent=OpponentSampling(usual.sampler, usual.scheduler, settings.sampling_steps, **how),
         method=settings.method,
         rounds=settings.rounds,
         rank=settings.rank,

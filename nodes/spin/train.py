@@ -23,6 +23,7 @@ from .asked import TrainingRun
 from .captions import OpponentSampling
 from .session import train, with_learnt
 from .settings import KINDS, PlayOptions, per_round, round_settings
+from .usual import usual_sampling
 
 LORA, FULL = "LoRA", "full"
 LORAS: dict[str, LoraLayers] = {  # by the layers that it changes
@@ -44,8 +45,9 @@ def model_inputs() -> list:
         io.Vae.Input("vae", tooltip="Turns the pictures into latents. It is not trained."),
         DatasetSocket.Input("dataset", tooltip="The real pictures with their captions."),
         OpponentSocket.Input("opponent", optional=True,
-            tooltip="From SPIN Opponent: how the opponent's pictures and the previews are drawn. Without it: DDIM, 50 "
-            "steps, CFG 7.5."),
+            tooltip="From SPIN Opponent: how the opponent's pictures and the previews are drawn. Without it as the model "
+            "is usually drawn: DDIM, 50 steps, CFG 7.5; flow models Euler, 20 steps, CFG 4; Flux dev CFG 1; schnell 4 "
+            "steps, CFG 1. Z-Image Turbo, Lightning and their like need it: cfg 1 and their few steps."),
         TrainingOptionsSocket.Input("training_options", optional=True,
             tooltip="From Training Options: precision, memory, schedule, how often it is kept and previewed."),
     ]  # fmt: skip
@@ -145,7 +147,13 @@ class TrainSPIN(io.ComfyNode):
         game = {name: play[name] for name in ("steps", "learning_rate", "beta")}
         options = training_options or TrainingOptions()
         asked = asked_for(
-            "spin", game, options, spin_options or PlayOptions(), opponent, play.get("rounds", 1), **values
+            "spin",
+            game,
+            options,
+            spin_options or PlayOptions(),
+            opponent or usual_sampling(model),
+            play.get("rounds", 1),
+            **values,
         )
         return run_training(cls, model, clip, vae, dataset, asked)
 
@@ -185,7 +193,8 @@ class TrainBaseline(io.ComfyNode):
     ) -> io.NodeOutput:
         game = {"steps": steps, "learning_rate": learning_rate, "beta": method.get("beta", 1.0)}
         options = training_options or TrainingOptions()
-        asked = asked_for(METHODS[method["method"]], game, options, PlayOptions(), opponent, 1, **values)
+        drawn = opponent or usual_sampling(model)
+        asked = asked_for(METHODS[method["method"]], game, options, PlayOptions(), drawn, 1, **values)
         return run_training(cls, model, clip, vae, dataset, asked)
 
 
@@ -194,7 +203,7 @@ def asked_for(
     game: dict,
     options: TrainingOptions,
     play: PlayOptions,
-    opponent: OpponentSampling | None,
+    opponent: OpponentSampling,
     rounds: int,
     train: dict,
     batch_size: int,
@@ -207,7 +216,7 @@ def asked_for(
     return TrainingRun(
         settings=round_settings(**game, batch_size=batch_size, seed=seed, options=options, play=play),
         options=options,
-        opponent=opponent or OpponentSampling(),
+        opponent=opponent,
         method=method,
         rounds=rounds,
         rank=train.get("rank"),

@@ -10,6 +10,7 @@ import torch
 from nodes import LoraLoaderModelOnly
 from vico_spin.nodes.host import copies, denoiser, frozen
 from vico_spin.nodes.host.families import trained_layers
+from vico_spin.nodes.spin.usual import usual_sampling
 from vico_spin.scripts import models, transformers
 from vico_spin.train_core import LoRA, weights_hash
 
@@ -187,3 +188,26 @@ def test_a_kernel_without_a_gradient_is_named_before_anything_is_drawn(play, mon
     )
     with pytest.raises(ValueError, match=r"(?s)kernel.*(rms_rope_split_half|blocks.0.self_attn)"):
         play(tiny("Anima"), "Anima")
+
+
+@pytest.mark.parametrize(
+    "family, sampler, steps, cfg",
+    [
+        ("sd1", "ddim", 50, 7.5),
+        ("Qwen-Image", "euler", 20, 4.0),
+        ("Flux.1", "euler", 20, 1.0),
+        ("Flux.2", "euler", 20, 1.0),
+        ("Flux.1 Schnell", "euler", 4, 1.0),
+    ],
+)
+def test_without_an_opponent_a_model_is_drawn_with_as_it_is_meant_to_be(host, family, sampler, steps, cfg):
+    """Guidance that is distilled into a model is a condition of it: CFG on top would draw what it never draws."""
+    found = usual_sampling(tiny(family))
+    assert (found.sampler, found.steps, found.cfg) == (sampler, steps, cfg)
+
+
+def test_a_model_whose_answer_is_no_prediction_is_refused_with_the_reason(call, play):
+    """LCM's sampling class descends from EPS in the host, and was trained as if it were one."""
+    distilled = call("ModelSamplingDiscrete", model=tiny("sd1"), sampling="lcm", zsnr=False)[0]
+    with pytest.raises(ValueError, match="it predicts as LCM, and self-play is defined for epsilon, v and flow"):
+        play(distilled, "sd1")
