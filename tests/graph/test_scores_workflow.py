@@ -24,7 +24,7 @@ def test_which_model_is_better_ends_in_a_page(host, output):
     """2 models × 2 prompts × 1 picture, by two scorers: 8 numbers, and the page that shows the 4 pictures."""
     prompt = to_api(json.loads(WORKFLOW.read_text("utf-8")))
     (compare,) = [node for node in prompt.values() if node["class_type"] == "ScoreCompareModels"]
-    compare["inputs"] |= {"prompts": "\n".join(PROMPTS), "steps": 2}
+    compare["inputs"] |= {"prompts": "\n".join(PROMPTS), "pictures": 1, "steps": 2}
     host.run(prompt)
     (folder,) = (output / "scores").iterdir()
     rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text("utf-8").splitlines()]
