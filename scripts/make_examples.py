@@ -1,10 +1,13 @@
-"""Trains what the Load nodes offer as the Sprite World example: a concept and a SPIN LoRA, in float16.
+"""Trains what the Load nodes offer as Sprite World examples: a concept for each architecture and a SPIN LoRA, in float16.
 
     python -m vico_spin.scripts.make_examples        # some minutes on two cores; a stopped training goes on
+    python -m vico_spin.scripts.make_examples "DiT concept"        # that one alone
 
 Both come out of the nodes themselves, with the settings below; runs are kept in .train/examples.
 """
 
+import argparse
+import json
 from dataclasses import replace
 
 from .get_host import ROOT
@@ -16,19 +19,37 @@ CREATURE = 94  # an identity that the world's model never saw: a large pink cact
 CAPTIONS = ["a large pink * on tiles", "a photo of a large pink * on tiles", "a picture of a large pink * on tiles"]
 
 
-def train_concept(host: Host, world: dict):
+RATES = {  # of each architecture's concept
+    "U-Net": {"steps": 500, "word_lr": 0.02, "attention_lr": 0.006},
+    "DiT": {"steps": 300, "word_lr": 0.01, "attention_lr": 0.002, "zero_init": True},
+}
+
+
+def train_concept(host: Host, architecture: str):
     """The creature as vico_train_a_concept learns it, with more steps."""
+    world = load_world(host, architecture)
     drawn = {**ANY, "scene": "tiles", "size": "large"}
     photos = host.call("SpriteWorldPictures", number=4, identity=CREATURE, seed=0, **drawn)[0]
     (options,) = host.call("ViCoSPINTrainingOptions", preview_every=0, checkpoint_every=100)
-    asked = {"initialiser": "cactus", "placeholder": "*", "steps": 500, "seed": 0, "run_name": "example", "size": 128}
-    asked |= {"word_lr": 0.02, "attention_lr": 0.006, "batch_size": 4, "captions": "\n".join(CAPTIONS)}
+    asked = {"initialiser": "cactus", "placeholder": "*", "seed": 0, "run_name": "example", "size": 128}
+    asked |= {"batch_size": 4, "captions": "\n".join(CAPTIONS), **RATES[architecture]}
     asked |= {**world, "training_options": options}
     return host.call("ViCoTrain", photos=[photos], **{name: [value] for name, value in asked.items()})[0]
 
 
-def train_lora(host: Host, world: dict) -> dict:
+def load_world(host: Host, architecture: str) -> dict:
+    return dict(zip(("model", "clip", "vae"), host.call("SpriteWorldLoad", architecture=architecture), strict=True))
+
+
+def save_concept(host: Host, architecture: str, path) -> None:
+    concept = train_concept(host, architecture)
+    halves = {place: {name: t.half() for name, t in module.items()} for place, module in concept.modules.items()}
+    replace(concept, modules=halves).save(str(path))
+
+
+def train_lora(host: Host) -> dict:
     """One round of self-play with finely drawn pictures, as in spin_self_play."""
+    world = load_world(host, "U-Net")
     drawn = host.call("SpriteWorldPictures", number=32, identity=-1, seed=1, **{**ANY, "taste_from": 0.8})
     dataset = host.call("SPINDataset", source="pictures from the graph", images=drawn[0], captions=drawn[2])[0]
     (options,) = host.call("ViCoSPINTrainingOptions", preview_every=0)
@@ -45,25 +66,33 @@ def train_lora(host: Host, world: dict) -> dict:
     return host.call("SPINTrain", **parts, **asked, play=play)[1:4:2]
 
 
-def main() -> None:
-    host = Host()
-    import json
+def save_example_lora(host: Host, path) -> None:
+    from ..nodes.spin.checkpoints import file_metadata, save_lora
 
+    lora, metrics = train_lora(host)
+    save_lora({name: tensor.half() for name, tensor in lora.items()}, path, file_metadata(json.loads(metrics)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("only", nargs="*", help="LoRA, U-Net concept, DiT concept; none: all")
+    wanted = parser.parse_args().only
+    host = Host()
     import folder_paths
 
-    from ..nodes.spin.checkpoints import file_metadata, save_lora
-    from ..sprite_world import EXAMPLE_CONCEPT, EXAMPLE_LORA
+    from ..sprite_world import EXAMPLE_CONCEPT, EXAMPLE_CONCEPT_DIT, EXAMPLE_LORA
 
     folder_paths.set_output_directory(str(WORK / "output"))
     folder_paths.folder_names_and_paths["vico"] = ([str(WORK / "vico")], {".safetensors"})
-    world = dict(zip(("model", "clip", "vae"), host.call("SpriteWorldLoad"), strict=True))
-    lora, metrics = train_lora(host, world)
-    save_lora({name: tensor.half() for name, tensor in lora.items()}, EXAMPLE_LORA, file_metadata(json.loads(metrics)))
-    concept = train_concept(host, world)
-    halves = {place: {name: t.half() for name, t in module.items()} for place, module in concept.modules.items()}
-    replace(concept, modules=halves).save(str(EXAMPLE_CONCEPT))
-    for path in (EXAMPLE_CONCEPT, EXAMPLE_LORA):
-        print(f"{path} ({path.stat().st_size / 2**20:.2f} MB)")
+    examples = {
+        "LoRA": (lambda path: save_example_lora(host, path), EXAMPLE_LORA),
+        "U-Net concept": (lambda path: save_concept(host, "U-Net", path), EXAMPLE_CONCEPT),
+        "DiT concept": (lambda path: save_concept(host, "DiT", path), EXAMPLE_CONCEPT_DIT),
+    }
+    for name, (save, path) in examples.items():
+        if not wanted or name in wanted:
+            save(path)
+            print(f"{path} ({path.stat().st_size / 2**20:.2f} MB)")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import folder_paths
 
-from ...sprite_world import EXAMPLE, EXAMPLE_CONCEPT
+from ...sprite_world import EXAMPLE, EXAMPLE_CONCEPT, EXAMPLE_CONCEPT_DIT, EXAMPLE_DIT
 from ..host.folders import register_folder
 
 FOLDER = "vico"
+
+EXAMPLES = {EXAMPLE: EXAMPLE_CONCEPT, EXAMPLE_DIT: EXAMPLE_CONCEPT_DIT}
 
 register_folder(FOLDER, {".safetensors", ".pt"})
 
@@ -16,12 +18,12 @@ register_folder(FOLDER, {".safetensors", ".pt"})
 def concept_names() -> list[str]:
     """Concepts to choose from; an original pair shows as its cross_attention file."""
     files = folder_paths.get_filename_list(FOLDER)
-    return [*(name for name in files if not os.path.basename(name).startswith("embeddings")), EXAMPLE]
+    return [*(name for name in files if not os.path.basename(name).startswith("embeddings")), *EXAMPLES]
 
 
 def concept_path(name: str) -> str:
     """The file behind a name of concept_names. Raises: FileNotFoundError where it is gone."""
-    return str(EXAMPLE_CONCEPT) if name == EXAMPLE else folder_paths.get_full_path_or_raise(FOLDER, name)
+    return str(EXAMPLES[name]) if name in EXAMPLES else folder_paths.get_full_path_or_raise(FOLDER, name)
 
 
 def home() -> Path:
