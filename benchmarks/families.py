@@ -84,7 +84,7 @@ class Case:
         data = self.call("SPINDataset", source="pictures from the graph", images=pixels, captions=captions)[0]
         opponent = self.call("SPINOpponent", sampler_name="euler", scheduler="simple", steps=2, cfg=2.0)[0]
         inputs = {"run_name": self.family, "batch_size": 1, "resolution": 64, "seed": 1, "preview_prompts": ""}
-        inputs |= {"train": {"train": "LoRA", "rank": 2, "layers": "attention"}, "play": ROUND}
+        inputs |= {"train": {"train": "LoRA", "rank": 2}, "play": ROUND}
         parts = {"model": self.model, "clip": self.texts, "vae": self.vae, "dataset": data, "opponent": opponent}
         with patch.object(session, "play_method", counted), patch.object(rehearsal.Rehearsal, "need", told):
             self.trained, self.lora, losses, self.metrics = self.call("SPINTrain", **parts, **inputs)
