@@ -119,9 +119,3 @@ def test_trainers_ask_for_no_more_than_twelve_things(host):
                 i, io.Int.Input | io.Float.Input | io.String.Input | io.Boolean.Input | io.Combo.Input
             )
         assert widgets <= 12, name
-
-
-def test_every_node_has_a_help_page(host):
-    web = os.path.join(os.path.dirname(__file__), "..", "..", "web", "docs")
-    ours = [name for name, node in host.node_classes.items() if node.__module__.startswith("vico_spin.nodes.")]
-    assert [name for name in ours if not os.path.isfile(os.path.join(web, f"{name}.md"))] == []
