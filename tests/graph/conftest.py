@@ -10,6 +10,7 @@ from vico_spin.scripts.host import Host, enter
 
 enter()
 
+import folder_paths  # noqa: E402
 import torch  # noqa: E402
 
 from vico_spin.scripts import models  # noqa: E402
@@ -20,6 +21,16 @@ torch.backends.cudnn.allow_tf32 = False  # with COMFYUI_DEVICE=cuda: the origina
 @pytest.fixture(scope="session")
 def host():
     return Host()
+
+
+@pytest.fixture(autouse=True)
+def model_folders():
+    """What a test adds to the host's model folders goes with it."""
+    before = {name: ([*paths], *rest) for name, (paths, *rest) in folder_paths.folder_names_and_paths.items()}
+    yield
+    folder_paths.folder_names_and_paths.clear()
+    folder_paths.folder_names_and_paths.update(before)
+    folder_paths.filename_list_cache.clear()
 
 
 @pytest.fixture(scope="session")
