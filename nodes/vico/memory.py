@@ -8,7 +8,10 @@ import torch
 from ...vico_core.training import Batch, TrainedConcept
 from .streams import HostStreams, checkpointed
 
-PROBES = (8, 16)  # sides of the latents that are tried: 64 and 128 pixels
+PROBES = (
+    16,
+    32,
+)  # sides of the latents that are tried: 128 and 256 pixels; Z-Image fills up the tokens of smaller ones
 OPTIMIZER_COPIES = 3  # beside each trained weight: its gradient and AdamW's two means
 SIZE_STEP = 64
 

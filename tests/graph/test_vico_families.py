@@ -9,11 +9,14 @@ import folder_paths
 import pytest
 import torch
 
+from vico_spin.nodes.host.copies import training_mode
+from vico_spin.nodes.host.frozen import Frozen, borrowed
+from vico_spin.nodes.vico import memory, streams
 from vico_spin.nodes.vico.capture import CAPTURE
 from vico_spin.nodes.vico.photos import Photo, Reference
 from vico_spin.nodes.vico.places import known_family, places_of, possible_places, shape_at
 from vico_spin.scripts import models, transformers
-from vico_spin.train_core import weights_hash
+from vico_spin.train_core import LocalEngine, weights_hash
 from vico_spin.vico_core import ImageAttention, ViCoConcept, object_mask, spread_places, training
 from vico_spin.vico_core.training import TrainedConcept
 
@@ -333,6 +336,22 @@ def test_what_is_trained_is_kept_and_drawn_with(call, family, home, monkeypatch)
         bench.reference = bench.make_reference()
         drawn.append(bench.sample(*bench.apply()))
     assert torch.equal(*drawn) and torch.isfinite(drawn[0]).all()
+
+
+@pytest.mark.parametrize("family", ["Flux.1", "Z-Image", "Anima"])
+def test_the_estimate_from_two_small_steps_is_what_a_large_one_keeps(call, family):
+    with torch.inference_mode():
+        bench = Bench(call, family)
+    with training_mode():
+        patcher = borrowed(bench.model)
+        trained = TrainedConcept(places_of(patcher.model)[1], {"l": torch.randn(1, bench.tiny.text)})
+        clip = streams.training_clip(bench.clip)
+        two = streams.HostStreams(patcher, clip, trained, "*", LocalEngine())
+        with Frozen([patcher, clip.patcher]):
+            need = memory.measure(two, trained, "a photo of a *")
+            assert need.bytes(32, 1) - need.optimizer == pytest.approx(
+                memory.kept_bytes(two, 32, "a photo of a *"), rel=0.1
+            )
 
 
 def test_a_model_of_unknown_prediction_is_not_trained(call, home):
