@@ -42,7 +42,11 @@ class Allocated(TorchDispatchMode):
         self.known: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        before = {self.address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        leaves = tree_leaves((args, kwargs))
+        before = {self.address(t) for t in leaves if isinstance(t, Tensor)}
+        before |= {
+            given._cdata for given in leaves if isinstance(given, torch.UntypedStorage)
+        }  # a view over bytes that are there
         made = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and self.address(tensor) not in before:

@@ -153,10 +153,22 @@ def same_bytes(tensor: Tensor) -> Tensor:
 
 
 def read(module: nn.Module, forward, x: Tensor, *args, **kwargs) -> Tensor:
-    """The layer's own forward; where a gradient is wanted, by FrozenLayer."""
+    """The layer's own forward. Where a gradient is wanted and its weight would be cast for it, by FrozenLayer."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return forward(x, *args, **kwargs)
+    if computes_as_stored(module, x):
+        with saveable(module):
+            return forward(x, *args, **kwargs)
     return FrozenLayer.apply(x, module, lambda x: forward(x, *args, **kwargs))
+
+
+def computes_as_stored(module: nn.Module, x: Tensor) -> bool:
+    """Whether the layer computes with the stored bytes themselves, so that what autograd saves of them is no copy."""
+    weights = [weight for weight in (module.weight, getattr(module, "bias", None)) if weight is not None]
+    plain = all(w.dtype == x.dtype and w.device == x.device for w in weights)
+    quantised = isinstance(module.weight, comfy.ops.QuantizedTensor)
+    patched = module.weight_function or module.bias_function
+    return plain and not quantised and not patched and not torch.is_autocast_enabled(x.device.type)
 
 
 class FrozenLayer(torch.autograd.Function):
