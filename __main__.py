@@ -3,7 +3,7 @@
 import sys
 
 COMMANDS = {
-    "train": "self-play, supervised fine-tuning or Diffusion-DPO of a diffusers pipeline",
+    "train": "self-play, or its baselines, of a diffusers pipeline or of ComfyUI's single files",
     "generate": "the first opponent's pictures alone",
     "convert": "what a run learnt, as a LoRA or a U-Net folder",
     "evaluate": "score folders of pictures",
@@ -20,22 +20,26 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if arguments[:1] in ([], ["--help"], ["-h"]) else 2
     if arguments[0] in SCORES:
         from .scores.cli import main as run
-    elif "--comfyui" in arguments:
-        run = train_in_comfyui
+    elif arguments[0] == "train":
+        run = train
     else:
         from .spin_core.cli import main as run
     return run(arguments)
 
 
-def train_in_comfyui(arguments: list[str]) -> int:
-    """train --checkpoint: by ComfyUI's classes, from the folder that --comfyui names. Errors are printed as their sentence."""
-    from .spin_core.cli import told
+def train(arguments: list[str]) -> int:
+    """train: --model by diffusers, --checkpoint by ComfyUI's classes. Errors are printed as their sentence."""
+    from .spin_core.cli import run_train, told
     from .spin_core.settings import parse
 
-    return told(arguments[0], lambda: enter_comfyui(parse(*arguments[:1], arguments[1:])))
+    def run() -> None:
+        settings = parse(arguments[0], arguments[1:])
+        (run_train if settings.checkpoint is None else train_in_comfyui)(settings)
+
+    return told(arguments[0], run)
 
 
-def enter_comfyui(settings) -> None:
+def train_in_comfyui(settings) -> None:
     """Puts ComfyUI's folder first on the path, says which device it computes on, and trains. ValueError where it is none."""
     import torch
 

@@ -191,9 +191,12 @@ def captioned(row: list, where: str, report: Report) -> Sample | None:
 
 
 def label_of(value) -> float | None:
-    """A number that can win or lose; None for what is none: missing, NaN, text."""
-    is_number = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if is_number else None
+    """A number that can win or lose, in a .csv written as text; None for what is none: missing, NaN, words."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def content_of(value) -> Path | bytes | None:

@@ -68,6 +68,9 @@ class ModelSettings(PipelineSettings):
     generation_batch: int = Field(8, ge=1, description="Pictures that each process draws at once.")
 
 
+OF_A_FILE, OF_A_PIPELINE = ("text_encoder", "vae", "comfyui"), ("lora", "variant", "hub")
+
+
 class TrainSettings(ModelSettings):
     """Trains: self-play, or its baselines. Under `accelerate launch` on as many processes as there are."""
 
@@ -135,6 +138,9 @@ class TrainSettings(ModelSettings):
     def one_model(self):
         if (self.model is None) == (self.checkpoint is None):
             raise ValueError("name one model: --model FOLDER of diffusers, or --checkpoint FILE with --comfyui PATH")
+        partner, names = ("--checkpoint", OF_A_FILE) if self.checkpoint is None else ("--model", OF_A_PIPELINE)
+        if stray := next((name for name in names if getattr(self, name)), None):
+            raise ValueError(f"--{stray.replace('_', '-')} goes with {partner} alone: leave it out")
         if self.checkpoint is not None and (self.comfyui is None or self.train == "full" or self.shard):
             raise ValueError(
                 "--checkpoint is trained by LoRA with ComfyUI's classes: add --train lora and --comfyui PATH"
@@ -143,6 +149,7 @@ class TrainSettings(ModelSettings):
 
     def rounds_settings(self) -> RoundSettings:
         """These settings as the game takes them."""
+        loss = "kto" if self.method == "kto" else "pair"
         return RoundSettings(
             steps=tuple(self.steps),
             beta=tuple(self.beta),
@@ -156,7 +163,7 @@ class TrainSettings(ModelSettings):
             share_noise=self.share_noise,
             caption_dropout=self.caption_dropout,
             low_memory=self.low_memory,
-            options=PairOptions(self.margin_clamp, self.safeguard, self.sft_weight),
+            options=PairOptions(self.margin_clamp, self.safeguard, self.sft_weight, loss),
             seed=self.seed,
         )
 
@@ -209,6 +216,8 @@ def parse(command: str, arguments: list[str]) -> FileSettings:
 
 
 def told(error) -> str:
-    """One of pydantic's errors as a person typed it: the flag, its value, what is wrong."""
-    flag = str(error["loc"][0]).replace("_", "-") if error["loc"] else ""
+    """One of pydantic's errors as a person typed it: the flag, its value, what is wrong; of several flags our own sentence."""
+    if not error["loc"]:
+        return str(error["ctx"]["error"])
+    flag = str(error["loc"][0]).replace("_", "-")
     return f"--{flag} {error['input']}: {error['msg'][0].lower()}{error['msg'][1:]}"

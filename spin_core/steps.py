@@ -21,6 +21,12 @@ class PairOptions:
     sft_weight: float = 0.0
     loss: Literal["pair", "kto"] = "pair"
 
+    def __post_init__(self):
+        if self.loss == "kto" and (self.margin_clamp, self.safeguard) != (None, None):
+            raise ValueError(
+                "Leave margin_clamp and safeguard off (0 and -1 in SPIN Options).\nThey are defined for pairs, and KTO has none."
+            )
+
 
 @dataclass(frozen=True)
 class PairStep:

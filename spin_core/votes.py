@@ -35,7 +35,7 @@ def parse_votes(text: str) -> list[Vote]:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        pair, choice, voter = [*line.split(maxsplit=2), "", ""][:3]
+        pair, choice, voter = [*line.strip().split(maxsplit=2), "", ""][:3]
         if choice not in VALUE:
             raise ValueError(
                 f'Take line {number} out of the votes.\n"{line}" is no vote: it needs a pair and a choice.'

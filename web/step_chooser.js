@@ -14,7 +14,7 @@ class StepChooser {
     this.box.textContent = "After a run the rows are here. Click on the best.";
     this.picture = document.createElement("img");
     this.picture.style.cssText = "width:100%;display:block";
-    this.picture.onload = () => [fit(node), this.show()];
+    this.picture.onload = () => [URL.revokeObjectURL(this.picture.src), fit(node), this.show()]; // a preview's memory
     this.mark = document.createElement("div");
     this.mark.style.cssText =
       "position:absolute;left:0;width:100%;box-sizing:border-box;border:3px solid #2a9d6f;pointer-events:none";

@@ -85,11 +85,13 @@ class Frozen:
 
     def __enter__(self) -> "Frozen":
         load_frozen(self.patchers, self.memory)
-        for patcher in self.patchers:
-            self.stack.enter_context(readable(patcher.model))
-            self.stack.enter_context(differentiable(patcher.model))
-        for make in self.within:
-            self.stack.enter_context(make())
+        with ExitStack() as stack:  # leaves nothing behind where one of them fails
+            for patcher in self.patchers:
+                stack.enter_context(readable(patcher.model))
+                stack.enter_context(differentiable(patcher.model))
+            for make in self.within:
+                stack.enter_context(make())
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, *error) -> None:

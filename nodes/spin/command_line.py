@@ -9,7 +9,7 @@ import comfy.utils
 import torch
 
 from ...intake import Report
-from ...spin_core.cli import Log, make_engine
+from ...spin_core.cli import Log, make_engine, plain_values
 from ...spin_core.curves import verdict
 from ...spin_core.data import Dataset
 from ...spin_core.game import Opponent, Run, play, train_baseline
@@ -20,7 +20,7 @@ from ..host.copies import training_mode
 from ..host.options import TrainingOptions
 from .asked import TrainingRun
 from .captions import Captions, OpponentSampling, host_sampler
-from .session import INTERRUPTS, make_corpus, metrics_of
+from .session import make_corpus, metrics_of
 from .trainee import lora_trainee
 from .usual import usual_sampling
 
@@ -40,9 +40,11 @@ def run_train(settings: TrainSettings) -> None:
             corpus = make_corpus(model.model, captions, vae, Dataset(settings.data), asked, report)
         if engine.is_main_process:
             print(report.text())
+        if settings.tracker:
+            engine.init_trackers("spin", plain_values(settings))
         stack.enter_context(trainee.ready)
         stack.enter_context(trainee.player.attached())
-        run = Run(corpus, asked.settings, engine, settings.output, Log(settings, engine), INTERRUPTS)
+        run = Run(corpus, asked.settings, engine, settings.output, Log(settings, engine))
         game = played(trainee, host_sampler(trainee.patcher, captions, asked.opponent), run, asked)
     if engine.is_main_process:
         save_tensors(

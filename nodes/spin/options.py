@@ -79,9 +79,5 @@ class SPINOptions(io.ComfyNode):
         cls, loss="SPIN", share_noise=True, low_memory=False, sft_weight=0.0, margin_clamp=0.0, safeguard=-1.0
     ) -> io.NodeOutput:
         clamp, mu = margin_clamp or None, None if safeguard < 0 else safeguard
-        if LOSSES[loss] == "kto" and (clamp or mu is not None):
-            raise ValueError(
-                "Set margin_clamp to 0 and safeguard to -1.\nThey are defined for pairs, and KTO has none."
-            )
         pairs = PairOptions(clamp, mu, sft_weight, LOSSES[loss])
         return io.NodeOutput(PlayOptions(share_noise, low_memory, pairs))

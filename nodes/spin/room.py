@@ -60,7 +60,7 @@ def savings(
         with gradient_checkpointing(transformer_blocks(trainee.player.model)):
             now = rehearsal.need(need.base, asked.rounds)
         yield words[0], now.beside(wanted, area)
-    if asked.method != "sft" and not asked.settings.low_memory:
+    if asked.method == "spin" and not asked.settings.low_memory:  # the baselines have no SPIN Options
         words.append("low_memory in SPIN Options")
         wanted //= 2
         yield " and ".join(words), now.beside(wanted, area)

@@ -79,7 +79,7 @@ class TrainingRun:
 
 
 def train_concept(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say: Callable[[str], None]) -> Outcome:
-    """Learns the object of the photos beside a copy of `model`, which itself stays as it is.
+    """Learns the object of the photos beside `model`, which itself stays as it is.
 
     An interrupt is passed on after what was learnt has been kept. Raises: ValueError, OSError, TrainingDiverged with sentences.
     """

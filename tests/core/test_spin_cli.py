@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vico_spin.__main__ import main as vico_spin_main
 from vico_spin.scripts.tiny_pipeline import write_pipeline
 from vico_spin.spin_core.cli import main
 from vico_spin.spin_core.game import RoundSettings
@@ -354,3 +355,23 @@ def launch(arguments):
     env = dict(os.environ, OMP_NUM_THREADS="1")
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+OF_A_FILE = ("--checkpoint", "x", "--train", "lora", "--data", "d", "--output", "o")
+OF_A_PIPELINE = ("--model", "m", "--data", "d", "--output", "o")
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ((*OF_A_FILE, "--comfyui", ".", "--lora", "y"), "--lora goes with --model alone"),
+        ((*OF_A_FILE, "--comfyui", ".", "--hub"), "--hub goes with --model alone"),
+        ((*OF_A_PIPELINE, "--comfyui", "."), "--comfyui goes with --checkpoint alone"),
+        ((*OF_A_PIPELINE, "--text-encoder", "t"), "--text-encoder goes with --checkpoint alone"),
+        ((*OF_A_PIPELINE, "--method", "kto", "--margin-clamp", "5"), "Leave margin_clamp and safeguard off"),
+        ((*OF_A_FILE, "--comfyui=nowhere"), '"nowhere" is no folder of ComfyUI'),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(capsys, flags, sentence):
+    assert vico_spin_main(["train", *flags]) == 1
+    assert sentence in capsys.readouterr().err

@@ -74,6 +74,22 @@ def test_imagefolder_metadata(tmp_path, ending):
     assert set(report.counts) == reasons | ({"no JSON object"} if ending == "jsonl" else set())
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_pairs_as_spin_vote_writes_them(tmp_path, ending):
+    """In a .csv labels are text: such pairs were left out, as of no label."""
+    columns = ["jpg_0", "jpg_1", "caption", "label_0", "label_1"]
+    rows = [
+        dict(zip(columns, ["a.png", "b.png", "a cat", *labels], strict=True)) for labels in [(0.25, 0.75), (0.5, 0.5)]
+    ]
+    write(tmp_path, **{"a.png": picture_bytes(), "b.png": picture_bytes()})
+    lines = [",".join(map(str, row)) for row in [columns, *(row.values() for row in rows)]]
+    text = "\n".join(map(json.dumps, rows) if ending == "jsonl" else lines)
+    (tmp_path / f"metadata.{ending}").write_text(text)
+    samples, report = read(tmp_path)
+    assert [(s.image.source.name, s.image_b.source.name) for s in samples] == [("b.png", "a.png")]
+    assert report.counts == {"tie": 1}
+
+
 @pytest.mark.parametrize(
     "name, content, prompts, left_out",
     [

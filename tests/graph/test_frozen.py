@@ -111,6 +111,20 @@ def test_the_host_may_draw_in_mid_training(host, move_as_a_gpu):
             assert torch.equal(gradient(patcher, "SD3.5"), first)
 
 
+def test_what_fails_on_the_way_in_leaves_nothing_behind(host):
+    """Layers whose forward was replaced would go on reading weights for a training that there is not."""
+    model = tiny("sd1")
+
+    def failing():
+        raise torch.OutOfMemoryError
+
+    with copies.training_mode():
+        training = frozen.Frozen([frozen.borrowed(model)], within=[failing])
+        with pytest.raises(torch.OutOfMemoryError), training:
+            pass
+    assert not [name for name, module in model.model.named_modules() if "forward" in vars(module)]
+
+
 def test_a_layer_that_the_host_keeps_quantised_passes_gradients(host):
     """fp8 with a scale a layer, as the host's loader builds it out of such a file: weights as they are, by its own classes."""
     plain = tiny("Flux.1", hidden_size=128, num_heads=1, axes_dim=[16, 56, 56], mlp_ratio=4.0)

@@ -10,8 +10,13 @@ import torch
 from nodes import LoraLoaderModelOnly
 from vico_spin.nodes.host import copies, denoiser, frozen
 from vico_spin.nodes.host.families import trained_layers
+from vico_spin.nodes.host.options import TrainingOptions
+from vico_spin.nodes.spin import room
+from vico_spin.nodes.spin.asked import TrainingRun
+from vico_spin.nodes.spin.rehearsal import Growth, Need
 from vico_spin.nodes.spin.usual import usual_sampling
 from vico_spin.scripts import models, transformers
+from vico_spin.spin_core.game import RoundSettings
 from vico_spin.train_core import LoRA, weights_hash
 
 PLAYED = [name for name in transformers.TRANSFORMERS if name != "Cosmos-Predict2"]
@@ -211,3 +216,12 @@ def test_a_model_whose_answer_is_no_prediction_is_refused_with_the_reason(call, 
     distilled = call("ModelSamplingDiscrete", model=tiny("sd1"), sampling="lcm", zsnr=False)[0]
     with pytest.raises(ValueError, match="it predicts as LCM, and self-play is defined for epsilon, v and flow"):
         play(distilled, "sd1")
+
+
+@pytest.mark.parametrize("method, offered", [("spin", True), ("dpo", False)])
+def test_only_settings_that_the_node_has_are_offered_where_memory_is_short(method, offered):
+    """Train Baseline has no SPIN Options, and was told to switch low_memory on there."""
+    asked = TrainingRun(RoundSettings(batch_size=2), TrainingOptions(checkpointing=True), method=method)
+    words = [words for words, _ in room.savings(None, None, Need(0, 0, Growth(0, 0, 0), 0), 64, asked)]
+    assert any("low_memory" in told for told in words) == offered
+    assert any("batch_size 1" in told for told in words)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vico_spin.intake import Report
+from vico_spin.spin_core.votes import Vote, parse_votes
 
 PROMPTS = "a\nb\nc\nd"
 
@@ -115,3 +116,8 @@ def test_bad_input_is_said_before_a_run(host, changed, sentence):
 def test_two_batches_that_do_not_fit_are_said(vote):
     with pytest.raises(ValueError, match="There are 2 and 4"):
         vote(first=pictures(0)[:2])
+
+
+def test_blanks_around_a_voters_name_make_no_other_voter():
+    """Lines that came by mail or chat counted as another person's votes."""
+    assert parse_votes("ab first me \n  ab second me\n") == [Vote("ab", "second", "me")]
