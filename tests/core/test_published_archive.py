@@ -23,6 +23,8 @@ def test_the_archive_has_the_nodes_and_no_developers_files():
         "nodes/vico/apply.py",
         "vico_core/concept.py",
         "web/docs/ViCoApply.md",
+        "web/docs/ViCoApply/zh.md",
+        "subgraphs/ViCo picture.json",
         "LICENSE",
         "README.md",
     } <= set(files)
