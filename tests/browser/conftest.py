@@ -80,6 +80,10 @@ class Page:
         self.page.wait_for_function("window.ended", timeout=300_000)
         return self.page.evaluate("window.ended")
 
+    def fit(self) -> None:
+        """Brings the whole graph into view: a picture on a node out of sight is not loaded."""
+        self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+
     def words(self, node: str) -> str:
         """What stands on the first node of this type, once it says something."""
         widget = f"app.graph.nodes.find(n => n.type === '{node}').widgets.find(w => w.name === '$$node-text-preview')"

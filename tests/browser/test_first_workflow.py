@@ -21,8 +21,9 @@ def test_the_first_workflow_runs_and_shows_its_picture(page, tmp_path):
     page.set(LoadImage={"image": PHOTO}, ViCoReference={"size": 256}, KSampler={"steps": 4})
     page.set(EmptyLatentImage={"width": 256, "height": 256})
     assert [node for node in page.missing_nodes() if node not in DRAWN_ONLY] == []
-    page.run()
-    page.page.wait_for_function(f"({PICTURE_ON_NODE}) > 0", timeout=300_000)
+    assert page.run_to_its_end() == "execution_success"
+    page.fit()
+    page.page.wait_for_function(f"({PICTURE_ON_NODE}) > 0", timeout=60_000)
     page.page.screenshot(path=ROOT / "output" / "first_workflow.png")
     assert page.page.evaluate(PICTURE_ON_NODE) == 256
     assert page.errors == []
