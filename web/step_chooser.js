@@ -18,6 +18,8 @@ class StepChooser {
     this.mark = document.createElement("div");
     this.mark.style.cssText =
       "position:absolute;left:0;width:100%;box-sizing:border-box;border:3px solid #2a9d6f;pointer-events:none";
+    this.frame = document.createElement("div"); // as high as the picture, where the box may be higher
+    this.frame.style.position = "relative";
     this.box.onclick = (event) => this.choose(event);
   }
 
@@ -33,7 +35,8 @@ class StepChooser {
   take({ steps_to_choose, grid }) {
     this.rows = steps_to_choose;
     this.picture.src = view(grid[0]);
-    this.box.replaceChildren(this.picture, this.mark);
+    this.frame.replaceChildren(this.picture, this.mark);
+    this.box.replaceChildren(this.frame);
   }
 
   /** The rows so far. */

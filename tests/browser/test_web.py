@@ -65,6 +65,8 @@ def test_training_is_seen_and_a_click_chooses_the_step_that_is_saved(open_page, 
     )
     page.page.mouse.click(box[0] + box[2] / 2, box[1] + box[3] / 4)
     assert page.page.evaluate(f"{GRID}.widgets.find(w => w.name === 'choice').value") == 3
+    bottom = page.page.evaluate(f"{GRID}.vicoSpinRows.mark.getBoundingClientRect().bottom")
+    assert box[1] < bottom < box[1] + 0.55 * box[3], "the mark is around the upper of two rows"
     page.screenshot(f"chosen_{'vue' if vue else 'litegraph'}")
     assert page.run_to_its_end() == "execution_success"
     assert page.words("ViCoCheckpointGrid").startswith("Step 3 goes out")
