@@ -17,7 +17,6 @@ from .get_host import host_folder
 
 SECONDS_TO_START = 120
 TEXT_EVENT = (3).to_bytes(4, "big")  # a node's words, in the server's binary messages
-ENDS = {"execution_success", "execution_error", "execution_interrupted"}
 
 
 def free_port() -> int:
@@ -83,13 +82,18 @@ async def _run(address: str, prompt: dict, on_words) -> dict:
             if message.type == aiohttp.WSMsgType.BINARY and message.data.startswith(TEXT_EVENT):
                 on_words(words_of(message.data))
             elif message.type == aiohttp.WSMsgType.TEXT:
-                told = json.loads(message.data)
-                if told["type"] in ENDS and told["data"]["prompt_id"] == prompt_id:
+                if is_end(json.loads(message.data), prompt_id):
                     break
     done = ask(f"{address}/history/{prompt_id}").get(prompt_id)
     if not done or done["status"]["status_str"] != "success":
-        raise RuntimeError(json.dumps(done["status"]["messages"][-1][1] if done else told, indent=1))
+        raise RuntimeError(json.dumps(done["status"]["messages"][-1][1] if done else "the run has no result", indent=1))
     return done["outputs"]
+
+
+def is_end(told: dict, prompt_id: str) -> bool:
+    """Whether this message says that the prompt is over, and its outputs are in the history: "success" comes before that."""
+    data = told["data"]
+    return told["type"] == "executing" and data["node"] is None and data["prompt_id"] == prompt_id
 
 
 def words_of(message: bytes) -> str:
