@@ -81,9 +81,8 @@ async def _run(address: str, prompt: dict, on_words) -> dict:
         async for message in messages:
             if message.type == aiohttp.WSMsgType.BINARY and message.data.startswith(TEXT_EVENT):
                 on_words(words_of(message.data))
-            elif message.type == aiohttp.WSMsgType.TEXT:
-                if is_end(json.loads(message.data), prompt_id):
-                    break
+            elif message.type == aiohttp.WSMsgType.TEXT and is_end(json.loads(message.data), prompt_id):
+                break
     done = ask(f"{address}/history/{prompt_id}").get(prompt_id)
     if not done or done["status"]["status_str"] != "success":
         raise RuntimeError(json.dumps(done["status"]["messages"][-1][1] if done else "the run has no result", indent=1))
