@@ -6,7 +6,7 @@ import math
 from PIL import Image
 
 PANELS = (  # title, the metrics in it, a line for orientation
-    ("loss", ("loss",), math.log(2)),
+    ("loss", ("loss",), None),  # its line is where it starts: ln 2 for SPIN and DPO, 1/2 for KTO
     ("margin z", ("z",), 0.0),
     ("implicit accuracy", ("implicit_accuracy",), 0.5),
     (
@@ -74,7 +74,9 @@ def draw_curves(metrics: dict) -> Image.Image:
                 label=name,
                 linewidth=1,
             )
-        if level is not None and is_paired(steps):
+        if title == "loss":
+            level = start_of_pairs(steps)
+        if level is not None:
             axis.axhline(level, color="grey", linewidth=0.8, linestyle="--")
         mark_rounds(axis, metrics["rounds"])
         axis.set_title(title)
@@ -84,6 +86,11 @@ def draw_curves(metrics: dict) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer).convert("RGB")
+
+
+def start_of_pairs(steps: list[dict]) -> float | None:
+    """The loss of the first step that compared two sides; None where none did."""
+    return next((step["metrics"]["loss"] for step in steps if is_paired([step])), None)
 
 
 def mark_rounds(axis, rounds: list[list[dict]]) -> None:

@@ -23,6 +23,11 @@ class TrainingRun:
     name: str = "spin"
     preview_prompts: tuple[str, ...] = ()
 
+    @property
+    def adapters(self) -> int:
+        """LoRAs that lie on the model at the end: one a round, and SFT, then DPO has two."""
+        return 2 if self.method == "sft+dpo" else self.rounds
+
     def made_from(self) -> dict:
         """All that decides the result, but for the models and the data."""
         settings, opponent = asdict(self.settings), asdict(self.opponent)

@@ -149,8 +149,6 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """All tensors of the checkpoint, its shards together. Raises: ValueError where weights are not finite."""
     state = {}
     for file in files_of(path):
-        if file.suffix.lower() not in (".safetensors", ".sft"):
-            check_pickle(file, LIGHTNING)
         state |= tensors_of(file)
     broken = [key for key, t in state.items() if t.is_floating_point() and not is_finite(t)]
     if broken:
@@ -161,11 +159,13 @@ def load_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def tensors_of(file: Path) -> dict[str, Tensor]:
-    """A file's tensors, by the host's loader. Raises: ValueError where it has none or is not whole."""
+def read_weights(file: Path) -> tuple[dict, dict | None]:
+    """What a file of weights holds, and its metadata, by the host's loader. Raises: ValueError where it is not whole."""
     check_file(file, LIMITS.weights_bytes)
+    if file.suffix.lower() not in (".safetensors", ".sft"):
+        check_pickle(file, LIGHTNING)
     try:
-        found = comfy.utils.load_torch_file(str(file), safe_load=True)
+        return comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
     except (
         SafetensorError,
         pickle.UnpicklingError,
@@ -176,6 +176,11 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
         TypeError,
     ) as error:
         raise ValueError(f'"{file.name}" is not a whole file of weights ({error}). Download it again') from error
+
+
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """A file's tensors. Raises: ValueError where it has none or is not whole."""
+    found, _ = read_weights(file)
     tensors = {k: v for k, v in found.items() if torch.is_tensor(v)} if isinstance(found, dict) else {}
     if not tensors:
         raise ValueError(f'"{file.name}" holds no weights')

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import comfy.sd
-import comfy.utils
 import torch
 
 from ...intake import Report
@@ -20,6 +19,7 @@ from ..host.copies import training_mode
 from ..host.options import TrainingOptions
 from .asked import TrainingRun
 from .captions import Captions, OpponentSampling, host_sampler
+from .checkpoints import read_weights
 from .session import make_corpus, metrics_of
 from .trainee import lora_trainee
 from .usual import usual_sampling
@@ -75,7 +75,11 @@ def load_parts(settings: TrainSettings) -> tuple:
     for file in (settings.checkpoint, settings.vae, *settings.text_encoder):
         if file is not None and not Path(file).is_file():
             raise ValueError(f'there is no file "{file}"')
-    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(settings.checkpoint))
+    weights, metadata = read_weights(Path(settings.checkpoint))
+    found = comfy.sd.load_state_dict_guess_config(weights, metadata=metadata)
+    if found is None:
+        raise ValueError(f'"{settings.checkpoint}" is no checkpoint or diffusion model that ComfyUI knows')
+    model, clip, vae, _ = found
     if settings.text_encoder:
         kind = getattr(comfy.sd.CLIPType, settings.text_type.upper(), None)
         if kind is None:
@@ -83,7 +87,7 @@ def load_parts(settings: TrainSettings) -> tuple:
             raise ValueError(f'--text-type "{settings.text_type}" is not known: choose of {known}')
         clip = comfy.sd.load_clip([str(file) for file in settings.text_encoder], clip_type=kind)
     if settings.vae is not None:
-        vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(settings.vae), safe_load=True))
+        vae = comfy.sd.VAE(sd=read_weights(Path(settings.vae))[0])
     if clip is None:
         raise ValueError(f'"{settings.checkpoint}" holds no text encoder: name its files with --text-encoder')
     if vae is None or vae.first_stage_model is None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import comfy.model_management
 import torch
 
 from ...spin_core.batches import Corpus
@@ -116,9 +117,9 @@ class Rehearsal:
         """The backward pass, and that it comes everywhere."""
         try:
             answer.square().mean().backward()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if comfy.model_management.is_oom(error):
+                raise
             raise ValueError(f"Connect another model.\nThis one has a kernel without a gradient: {error}") from error
         lost = [name for name, layer in adapter.layers().items() if layer.up.grad is None]
         if lost:

@@ -28,7 +28,7 @@ def make_room(trainee: LoRATrainee, run: Run, asked: TrainingRun, drawing: Calla
     drawn = min(asked.opponent.batch, len(run.corpus)) if drawing else 0
     rehearsal = Rehearsal(trainee.player, policy, run.corpus, draw, drawn)
     base, area = trainee.patcher.model_size(), largest[-1] * largest[-2]
-    need = rehearsal.need(base, asked.rounds)
+    need = rehearsal.need(base, asked.adapters)
     told = need.text(rows(asked), area)
     free = comfy.model_management.get_free_memory(trainee.patcher.load_device)
     if need.beside(rows(asked), area) <= free:
@@ -58,7 +58,7 @@ def savings(
     if not asked.options.checkpointing:
         words.append("gradient_checkpointing")
         with gradient_checkpointing(transformer_blocks(trainee.player.model)):
-            now = rehearsal.need(need.base, asked.rounds)
+            now = rehearsal.need(need.base, asked.adapters)
         yield words[0], now.beside(wanted, area)
     if asked.method == "spin" and not asked.settings.low_memory:  # the baselines have no SPIN Options
         words.append("low_memory in SPIN Options")

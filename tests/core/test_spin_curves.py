@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from vico_spin.spin_core.curves import PANELS, draw_curves, verdict
+from vico_spin.spin_core.curves import PANELS, draw_curves, start_of_pairs, verdict
 
 
 def metrics(method="spin", real=0.4, accuracy=0.9, rounds=2):
@@ -31,6 +31,13 @@ def test_a_round_that_learns_is_told_by_its_accuracy():
 )
 def test_what_goes_wrong_is_said(changes, words):
     assert words in verdict(metrics(rounds=1, **changes))
+
+
+def test_the_losses_line_is_where_pairs_began():
+    """KTO starts at 1/2 and not at ln 2; a round of SFT before it compares nothing."""
+    sft, kto = {"metrics": {"loss": 0.2}}, {"metrics": {"loss": 0.5, "z": 0.0}}
+    assert start_of_pairs([sft, kto, {"metrics": {"loss": 0.4, "z": 0.3}}]) == 0.5
+    assert start_of_pairs([sft]) is None
 
 
 def test_sft_has_a_loss_alone():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vico_spin.__main__ import main
@@ -104,6 +104,16 @@ def test_a_launch_that_started_one_process_of_several_is_refused(files, tmp_path
     monkeypatch.delenv("MASTER_ADDR")
     assert main(command(files, tmp_path / "run", "--processes", "2")) == 1
     assert "--processes is 2, and this runs on 1" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_model_is_named(files, tmp_path, capsys):
+    for name, content, message in (
+        ("other.safetensors", save({"a": torch.zeros(2)}), "is no checkpoint or diffusion model that ComfyUI knows"),
+        ("cut.safetensors", save({"a": torch.zeros(2)})[:40], "is not a whole file of weights"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert main([*command(files, tmp_path / "run"), "--checkpoint", str(tmp_path / name)]) == 1
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
