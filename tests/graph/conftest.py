@@ -23,6 +23,15 @@ def host():
     return Host()
 
 
+@pytest.fixture
+def output(host, tmp_path):
+    """The host's output folder, for this test alone."""
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    yield tmp_path
+    folder_paths.set_output_directory(before)
+
+
 @pytest.fixture(autouse=True)
 def model_folders():
     """What a test adds to the host's model folders goes with it."""

@@ -4,7 +4,6 @@ import gc
 import json
 
 import comfy.sd
-import folder_paths
 import pytest
 import torch
 
@@ -19,12 +18,7 @@ PLAYED = [name for name in transformers.TRANSFORMERS if name != "Cosmos-Predict2
 ROWS = 2  # of a forward: one pair
 
 
-@pytest.fixture(autouse=True)
-def output(host, tmp_path):
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path))
-    yield tmp_path
-    folder_paths.set_output_directory(before)
+pytestmark = pytest.mark.usefixtures("output")
 
 
 def tiny(family: str, **changes):

@@ -3,21 +3,10 @@
 import json
 from pathlib import Path
 
-import folder_paths
-import pytest
-
 from vico_spin.scripts.workflow import to_api
 
 WORKFLOW = Path(__file__).parent.parent.parent / "workflows" / "which_model_is_better.json"
 PROMPTS = ["a red crab on sand", "two blue ghosts at night"]
-
-
-@pytest.fixture
-def output(host, tmp_path):
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path))
-    yield tmp_path
-    folder_paths.set_output_directory(before)
 
 
 def test_which_model_is_better_ends_in_a_page(host, output):

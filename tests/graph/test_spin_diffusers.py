@@ -22,12 +22,9 @@ SD15 = {
 
 
 @pytest.fixture(autouse=True)
-def places(host, tmp_path):
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path))
-    folder_paths.add_model_folder_path("spin", str(tmp_path / "spin"))
-    yield tmp_path
-    folder_paths.set_output_directory(before)
+def places(output):
+    folder_paths.add_model_folder_path("spin", str(output / "spin"))
+    return output
 
 
 def host_prediction(model, x, t, context):

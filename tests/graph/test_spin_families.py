@@ -25,14 +25,10 @@ LAYERS = ["attention", "attention and feed-forward", "all"]
 
 
 @pytest.fixture(autouse=True)
-def output(host, tmp_path):
-    """The host's output and LoRA folders, for this test alone."""
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path))
+def lora_folders(output, tmp_path):
+    """What a run saves is found by the host's loader too."""
     folder_paths.add_model_folder_path("loras", str(tmp_path / "spin"), is_default=True)
     folder_paths.add_model_folder_path("spin", str(tmp_path / "spin"), is_default=True)
-    yield tmp_path
-    folder_paths.set_output_directory(before)
 
 
 def tiny(family: str, **changes):

@@ -13,12 +13,7 @@ from vico_spin.spin_core.votes import Vote, parse_votes
 PROMPTS = "a\nb\nc\nd"
 
 
-@pytest.fixture(autouse=True)
-def output(host, tmp_path):
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path))
-    yield tmp_path
-    folder_paths.set_output_directory(before)
+pytestmark = pytest.mark.usefixtures("output")
 
 
 def pictures(seed):

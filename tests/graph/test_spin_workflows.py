@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import folder_paths
 import pytest
 from PIL import Image
 from safetensors import safe_open
@@ -23,12 +22,7 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def output(host, tmp_path):
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path))
-    yield tmp_path
-    folder_paths.set_output_directory(before)
+pytestmark = pytest.mark.usefixtures("output")
 
 
 def small(name):
