@@ -1,0 +1,130 @@
+"""Does self-play learn the same beside weights stored in fewer bits? python -m vico_spin.benchmarks.spin_storage [--quick] [--json]
+
+Three rounds by Train SPIN's LoRA in the Sprite World, on pictures that people chose (see spin_evidence), with the U-Net's weights
+stored in float32, bfloat16 and float8, two training seeds each. Prints the taste of what the last round's MODEL draws for 60
+prompts, by storage, and whether each lies within the two seeds' spread of float32's, seed by seed. What is trained is kept in
+--output: a run goes on where it was cut.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..scripts.get_host import ROOT
+from ..scripts.host import Host
+from ..sprite_world.measure import to_art
+from ..sprite_world.pictures import evaluation_prompts, show
+from .spin_people import pairs, see
+
+STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}
+SEEDS, DRAWN_AT_ONCE = (0, 1), 20
+NOISE = 0.2  # the share of wrong labels among the choices
+JUDGED = {"steps": 15, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    real: int = 32
+    batch: int = 8
+    rounds: int = 3
+    steps: str = "30"
+    rates: str = "4e-4, 2e-4, 1e-4"
+    sampling_steps: int = 10
+    prompts: int = 60
+
+
+QUICK = Sizes(real=4, batch=2, rounds=2, steps="2", sampling_steps=3, prompts=4)
+
+
+class World:
+    """The Sprite World as its node gives it, its network's weights stored in a type."""
+
+    def __init__(self, host: Host, dtype: torch.dtype):
+        self.call = host.call
+        self.model, self.clip, self.vae = self.call("SpriteWorldLoad")
+        network = self.model.model.diffusion_model
+        with torch.inference_mode():
+            for weight in network.parameters():
+                weight.data = weight.data.to(dtype)
+            network.dtype = dtype
+        self.model.set_model_compute_dtype(torch.float32)  # as the host does for files in types that it cannot compute in
+
+    def train(self, sizes: Sizes, seed: int):
+        """The MODEL after the last round."""
+        chosen = pairs("independent", seed, sizes.real, NOISE)
+        pixels = torch.from_numpy(show(chosen.winners)).float() / 255
+        told = {"images": pixels, "captions": "\n".join(chosen.captions)}
+        data = self.call("SPINDataset", source="pictures from the graph", **told)[0]
+        drawing = {"sampler_name": "euler", "scheduler": "normal", "steps": sizes.sampling_steps, "cfg": 3.0}
+        opponent = self.call("SPINOpponent", **drawing, batch=DRAWN_AT_ONCE)[0]
+        options = self.call("ViCoSPINTrainingOptions", warmup_steps=5, preview_every=0)[0]
+        rounds = {"rounds": sizes.rounds, "steps": sizes.steps, "learning_rate": sizes.rates, "beta": "2000"}
+        parts = {"model": self.model, "clip": self.clip, "vae": self.vae, "dataset": data, "opponent": opponent}
+        asked = {"train": {"train": "LoRA", "rank": 16}, "play": rounds, "training_options": options}
+        how = {"batch_size": sizes.batch, "resolution": 128, "seed": seed, "run_name": "storage"}
+        return self.call("SPINTrain", **parts, **asked, **how)[0]
+
+    def taste(self, model, prompts: list[str], seed: int) -> float:
+        """Mean taste of a picture for each prompt, as the host draws them."""
+        parts = [prompts[i : i + DRAWN_AT_ONCE] for i in range(0, len(prompts), DRAWN_AT_ONCE)]
+        art = [self.draw(model, part, 1000 * seed + number) for number, part in enumerate(parts)]
+        return float(see(np.concatenate(art), prompts)[:, 0].mean())
+
+    def draw(self, model, prompts: list[str], seed: int) -> np.ndarray:
+        rows = [self.call("CLIPTextEncode", clip=self.clip, text=text)[0] for text in prompts]
+        with torch.inference_mode():
+            positive = [[torch.cat([row[0][0] for row in rows]), {}]]
+        sides = {"positive": positive, "negative": self.call("CLIPTextEncode", clip=self.clip, text="")[0]}
+        latent = {"samples": torch.zeros(len(prompts), 4, 16, 16)}
+        drawn = self.call("KSampler", model=model, seed=seed, latent_image=latent, **sides, **JUDGED)[0]
+        return to_art(self.call("VAEDecode", vae=self.vae, samples=drawn)[0])
+
+
+def measure(host: Host, sizes: Sizes) -> dict[str, dict[str, list[float]]]:
+    """{storage: {"base" | "end": taste by training seed}}."""
+    prompts, found = evaluation_prompts(sizes.prompts, seed=7), {}
+    for name, dtype in STORED.items():
+        world = World(host, dtype)
+        tastes = {"base": [world.taste(world.model, prompts, seed) for seed in SEEDS], "end": []}
+        for seed in SEEDS:
+            tastes["end"].append(world.taste(world.train(sizes, seed), prompts, seed))
+            print(f"{name}, seed {seed}: taste {tastes['end'][-1]:.3f}", flush=True)
+        found[name] = tastes
+    return found
+
+
+def table(found: dict[str, dict[str, list[float]]]) -> str:
+    plain = found["float32"]["end"]
+    spread = abs(plain[0] - plain[1])
+    lines = ["| stored as | taste of its base | after the rounds, by seed | from float32's | within its seeds' spread |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for name, tastes in found.items():
+        away = max(abs(ours - theirs) for ours, theirs in zip(tastes["end"], plain, strict=True))
+        ends = ", ".join(f"{taste:.3f}" for taste in tastes["end"])
+        held = "" if name == "float32" else "yes" if away <= spread else "no"
+        lines.append(f"| {name} | {np.mean(tastes['base']):.3f} | {ends} | {away:.3f} | {held} |")
+    return "\n".join([*lines, f"\nThe two seeds' spread of float32: {spread:.3f}."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small: does it run?")
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "spin_storage", help="folder of the runs")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    options = parser.parse_args()
+    host = Host()
+    import folder_paths
+
+    folder_paths.set_output_directory(str(options.output / ("quick" if options.quick else "full")))
+    found = measure(host, QUICK if options.quick else Sizes())
+    print(table(found))
+    if options.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
