@@ -4,12 +4,12 @@ import sys
 
 COMMANDS = {
     "train": "self-play, or its baselines, of a diffusers pipeline or of ComfyUI's single files",
-    "generate": "the first opponent's pictures alone",
+    "generate": "the first opponent's pictures alone, of the same",
     "convert": "what a run learnt, as a LoRA or a U-Net folder",
     "evaluate": "score folders of pictures",
     "report": "a web page of such scores: who wins, and by how much",
 }
-SCORES = {"evaluate", "report"}
+SCORES, OF_FILES = {"evaluate", "report"}, {"train", "generate"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,27 +20,28 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if arguments[:1] in ([], ["--help"], ["-h"]) else 2
     if arguments[0] in SCORES:
         from .scores.cli import main as run
-    elif arguments[0] == "train":
-        run = train
+    elif arguments[0] in OF_FILES:
+        run = play
     else:
         from .spin_core.cli import main as run
     return run(arguments)
 
 
-def train(arguments: list[str]) -> int:
-    """train: --model by diffusers, --checkpoint by ComfyUI's classes. Errors are printed as their sentence."""
-    from .spin_core.cli import run_train, told
+def play(arguments: list[str]) -> int:
+    """train, generate: --model by diffusers, --checkpoint by ComfyUI's classes. Errors are printed as their sentence."""
+    from .spin_core.cli import RUNS, told
     from .spin_core.settings import parse
 
     def run() -> None:
         settings = parse(arguments[0], arguments[1:])
-        (run_train if settings.checkpoint is None else train_in_comfyui)(settings)
+        runs = RUNS if settings.checkpoint is None else runs_in_comfyui(settings)
+        runs[arguments[0]](settings)
 
     return told(arguments[0], run)
 
 
-def train_in_comfyui(settings) -> None:
-    """Puts ComfyUI's folder first on the path, says which device it computes on, and trains. ValueError where it is none."""
+def runs_in_comfyui(settings) -> dict:
+    """Puts ComfyUI's folder first on the path, and says which device it computes on. ValueError where it is none."""
     import torch
 
     if not (settings.comfyui / "comfy").is_dir():
@@ -49,9 +50,9 @@ def train_in_comfyui(settings) -> None:
     from comfy.cli_args import args
 
     args.cpu = not torch.accelerator.is_available()
-    from .nodes.spin.command_line import run_train
+    from .nodes.spin.command_line import RUNS
 
-    run_train(settings)
+    return RUNS
 
 
 def usage() -> str:

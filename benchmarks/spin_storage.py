@@ -51,7 +51,7 @@ class World:
             for weight in network.parameters():
                 weight.data = weight.data.to(dtype)
             network.dtype = dtype
-        self.model.set_model_compute_dtype(torch.float32)  # as the host does for files in types that it cannot compute in
+        self.model.set_model_compute_dtype(torch.float32)  # the host does so for types that it cannot compute in
 
     def train(self, sizes: Sizes, seed: int):
         """The MODEL after the last round."""
@@ -100,8 +100,8 @@ def measure(host: Host, sizes: Sizes) -> dict[str, dict[str, list[float]]]:
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     plain = found["float32"]["end"]
     spread = abs(plain[0] - plain[1])
-    lines = ["| stored as | taste of its base | after the rounds, by seed | from float32's | within its seeds' spread |"]
-    lines.append("| --- | --- | --- | --- | --- |")
+    head = ("stored as", "taste of its base", "after the rounds, by seed", "from float32's", "within its seeds' spread")
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name, tastes in found.items():
         away = max(abs(ours - theirs) for ours, theirs in zip(tastes["end"], plain, strict=True))
         ends = ", ".join(f"{taste:.3f}" for taste in tastes["end"])

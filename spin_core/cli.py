@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,8 +51,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in COMMANDS:
         print(f"usage: vico-spin {{{'|'.join(COMMANDS)}}} --help")
         return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
-    run = {"train": run_train, "generate": run_generate, "convert": run_convert}[arguments[0]]
-    return told(arguments[0], lambda: run(parse(arguments[0], arguments[1:])))
+    return told(arguments[0], lambda: RUNS[arguments[0]](parse(arguments[0], arguments[1:])))
 
 
 def told(command: str, run: Callable[[], None]) -> int:
@@ -81,7 +81,9 @@ def make_engine(settings: TrainSettings | GenerateSettings):
             f'the tracker "{settings.tracker}" is not installed: install its package, or leave --tracker out '
             "(log.jsonl holds the same numbers)"
         )
-    check_processes(engine, settings.processes if training else None)
+    check_processes(engine, settings.processes)
+    if training and settings.shard and engine.num_processes == 1:
+        raise ValueError("--shard is for several processes, and this runs on 1: leave it out, or launch more")
     return engine
 
 
@@ -125,10 +127,6 @@ def make_opponent(pipeline, unet, text: PipelineText, settings: ModelSettings, d
 
 
 def run_train(settings: TrainSettings) -> None:
-    if settings.checkpoint is not None:
-        raise ValueError(
-            "--checkpoint is trained by `python -m vico_spin train`, not by spin_core alone: launch -m vico_spin"
-        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was learnt is kept, as after Ctrl-C
     rounds = settings.rounds_settings()  # what cannot be is said before a model is read
     engine = make_engine(settings)
@@ -149,6 +147,7 @@ def run_train(settings: TrainSettings) -> None:
     with player.attached():
         if settings.method == "spin":
             opponent = make_opponent(pipeline, drawer, text, settings, engine.device)
+            opponent = replace(opponent, together=settings.shard and settings.train == "lora")
             game = play(player, opponent, run, settings.rounds)
         else:
             game = train_baseline(player, run, settings.method)
@@ -165,20 +164,16 @@ def plain_values(settings: TrainSettings) -> dict[str, str | int | float | bool]
 
 
 def make_player(pipeline, settings: TrainSettings, engine):
-    """The player, and the U-Net that draws for the opponent (whole on every process, so that each draws by itself)."""
+    """The player, and the U-Net that draws for the opponent: in full training whole on every process, which draws by itself."""
     unet, scheduler = pipeline.unet, pipeline.scheduler
-    if settings.shard and (settings.train == "lora" or engine.num_processes == 1):
-        raise ValueError(
-            "--shard is for full training on several processes: leave it out, or run accelerate launch --num_processes 2 "
-            "-m vico_spin.spin_core train --train full"
-        )
-    if settings.train == "lora":
-        base_hash = weights_hash(unet.state_dict())
-        denoiser, names = UNetDenoiser(unet, scheduler), find_layers(unet, UNET_LAYERS[settings.lora_layers])
-        return LoRAPlayer(denoiser, unet, base_hash, names, settings.rank, settings.rank, settings.seed), unet
-    frozen = copy.deepcopy(unet)
+    base_hash, frozen = weights_hash(unet.state_dict()), copy.deepcopy(unet) if settings.train == "full" else None
     if settings.shard:
-        shard(unet, SHARDED_BLOCKS, engine.device.type, engine.num_processes)
+        blocks = [module for module in unet.modules() if type(module).__name__ in SHARDED_BLOCKS]
+        shard(unet, blocks, engine.device.type, engine.num_processes)
+    if settings.train == "lora":
+        denoiser, names = UNetDenoiser(unet, scheduler), find_layers(unet, UNET_LAYERS[settings.lora_layers])
+        how = (settings.rank, settings.rank, settings.seed, engine.device)
+        return LoRAPlayer(denoiser, unet, base_hash, names, *how), unet
     return FullPlayer(UNetDenoiser(unet, scheduler), UNetDenoiser(frozen, scheduler), unet, frozen), frozen
 
 
@@ -294,3 +289,6 @@ def start_from(unet, path: Path, output: Path, engine) -> None:
     if engine.is_main_process:
         save_tensors(output / START, lora, {"format": "pt"})
     merge(unet, {key: tensor.to(engine.device) for key, tensor in lora.items()})
+
+
+RUNS = {"train": run_train, "generate": run_generate, "convert": run_convert}

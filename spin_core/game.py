@@ -100,11 +100,15 @@ def of_round(values: Sequence, round_number: int):
 
 @dataclass(frozen=True)
 class Opponent:
-    """How the opponent draws. sampler: its settings as JSON values, part of every picture's key."""
+    """How the opponent draws. sampler: its settings as JSON values, part of every picture's key.
+
+    together: its weights are shared out over the processes, so that all of them draw each picture.
+    """
 
     sample: Sample
     sampler: dict
     batch_size: int = 4
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -230,13 +234,14 @@ def generate(opponent: Opponent, opponent_hash: str, run: Run, number: int) -> C
         Order(prompt, picture_seed(run.settings.seed, number, i), tuple(shape))
         for i, (prompt, shape) in enumerate(zip(run.corpus.prompts, run.corpus.shapes, strict=True))
     ]
+    share = (0, 1) if opponent.together else (run.engine.process_index, run.engine.num_processes)
     pictures.make(
         orders,
         opponent.sample,
         opponent.batch_size,
         lambda done, total: run.on_progress(Progress("generate", number, done, total)),
-        run.engine.process_index,
-        run.engine.num_processes,
+        *share,
+        run.engine.wait_for_everyone,
     )
     run.engine.wait_for_everyone()
     return lambda i: pictures.latent(orders[i])

@@ -58,18 +58,21 @@ class Pictures:
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         process_index: int = 0,
         num_processes: int = 1,
+        wait: Callable[[], None] = lambda: None,
     ) -> None:
         """Makes what is missing.
 
         Batches are the same whatever is there already, so that a resumed run gets the same bits.
         on_progress(done, total) is called before the first and after
-        every batch, and may raise to stop: what is made stays.
+        every batch, and may raise to stop: what is made stays. wait: until all processes have seen what is missing.
         """
         batches = list(batches_of_one_shape(orders, batch_size))[process_index::num_processes]
+        missing = [not all(self.key(order) in self.store for order in batch) for batch in batches]
+        wait()
         done, total = 0, sum(map(len, batches))
         on_progress(done, total)
-        for batch in batches:
-            if not all(self.key(order) in self.store for order in batch):
+        for batch, is_missing in zip(batches, missing, strict=True):
+            if is_missing:
                 self._make_batch(batch, sample)
             done += len(batch)
             on_progress(done, total)

@@ -32,6 +32,8 @@ def load_pipeline(settings: PipelineSettings, device: torch.device):
     import diffusers
 
     name = settings.model
+    if name is None:
+        raise ValueError("--checkpoint is read by `python -m vico_spin`, not by spin_core alone: launch -m vico_spin")
     if Path(name).is_file():
         raise ValueError(
             f'"{name}" is a single file, and a pipeline\'s folder is needed: load it in ComfyUI and train there, or write the '

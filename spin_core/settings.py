@@ -44,9 +44,26 @@ class PipelineSettings(FileSettings):
     hub: bool = Field(False, description="Fetch the model from the hub where it is not on this machine.")
 
 
+OF_A_FILE, OF_A_PIPELINE = ("text_encoder", "vae", "comfyui"), ("lora", "variant", "hub")
+
+
 class ModelSettings(PipelineSettings):
     """Which model, and how it draws."""
 
+    model: str | None = Field(
+        None, description="Folder of a diffusers pipeline (SD1.x, SD2.x or SDXL), or its name on the hub."
+    )
+    checkpoint: Path | None = Field(
+        None, description="Instead of --model: a file as ComfyUI loads it, of any family that Train SPIN trains."
+    )
+    text_encoder: list[Path] = Field([], description="With --checkpoint: text encoders' files, unless it holds them.")
+    text_type: str = Field(
+        "stable_diffusion", description="With --text-encoder: their type as in Load CLIP: flux, qwen_image, lumina2, …"
+    )
+    vae: Path | None = Field(None, description="With --checkpoint: the VAE's file, unless it holds one.")
+    comfyui: Path | None = Field(None, description="With --checkpoint: folder of the ComfyUI whose classes build it.")
+    processes: int | None = Field(None, ge=1, description="Refuses to run on another number of processes than this.")
+    train: Literal["full", "lora"] = Field("full", description="What the run trains: all of the network, or a LoRA.")
     output: Path = Field(
         description="Folder of the run: pictures, checkpoints, results, log.jsonl. The same command goes on there."
     )
@@ -67,40 +84,35 @@ class ModelSettings(PipelineSettings):
     negative: str = Field("", description="Negative prompt of the opponent.")
     generation_batch: int = Field(8, ge=1, description="Pictures that each process draws at once.")
 
-
-OF_A_FILE, OF_A_PIPELINE = ("text_encoder", "vae", "comfyui"), ("lora", "variant", "hub")
+    @model_validator(mode="after")
+    def one_model(self):
+        if (self.model is None) == (self.checkpoint is None):
+            raise ValueError("name one model: --model FOLDER of diffusers, or --checkpoint FILE with --comfyui PATH")
+        partner, names = ("--checkpoint", OF_A_FILE) if self.checkpoint is None else ("--model", OF_A_PIPELINE)
+        if stray := next((name for name in names if getattr(self, name, None)), None):
+            raise ValueError(f"--{stray.replace('_', '-')} goes with {partner} alone: leave it out")
+        if self.checkpoint is not None and self.comfyui is None:
+            raise ValueError("--checkpoint is read by ComfyUI's classes: add --comfyui PATH")
+        return self
 
 
 class TrainSettings(ModelSettings):
     """Trains: self-play, or its baselines. Under `accelerate launch` on as many processes as there are."""
 
-    model: str | None = Field(
-        None, description="Folder of a diffusers pipeline (SD1.x, SD2.x or SDXL), or its name on the hub."
-    )
-    checkpoint: Path | None = Field(
-        None, description="Instead of --model: a file as ComfyUI loads it, of any family that Train SPIN trains."
-    )
-    text_encoder: list[Path] = Field([], description="With --checkpoint: text encoders' files, unless it holds them.")
-    text_type: str = Field(
-        "stable_diffusion", description="With --text-encoder: their type as in Load CLIP: flux, qwen_image, lumina2, …"
-    )
-    vae: Path | None = Field(None, description="With --checkpoint: the VAE's file, unless it holds one.")
-    comfyui: Path | None = Field(None, description="With --checkpoint: folder of the ComfyUI whose classes build it.")
-    processes: int | None = Field(None, ge=1, description="Refuses to run on another number of processes than this.")
     method: Literal["spin", "sft", "dpo", "kto", "sft+dpo"] = Field(
         "spin",
         description="Self-play; supervised fine-tuning; on pairs Diffusion-DPO, Diffusion-KTO, or DPO from an SFT start.",
     )
     rounds: int = Field(1, ge=1, description="Rounds of self-play.")
     lora: Path | None = Field(None, description="A LoRA to start from: it is merged into the model first.")
-    train: Literal["full", "lora"] = Field("full", description="All weights of the U-Net, or a LoRA.")
     rank: int = Field(16, ge=1, description="Rank of the LoRA.")
     lora_layers: Literal["attention", "attention and feed-forward", "all"] = Field(
         "attention", description="Layers that the LoRA changes; all: every linear and convolution layer."
     )
     shard: bool = Field(
         False,
-        description="Full training with the player's weights, gradients and moments shared out over the processes (FSDP2).",
+        description="The network's weights shared out over the processes (FSDP2); in full training the player's, with their "
+        "gradients and moments.",
     )
     steps: list[int] = Field([500], description="Optimiser steps, one value or one a round: the last one stays.")
     beta: list[float] = Field(
@@ -133,19 +145,6 @@ class TrainSettings(ModelSettings):
     )
     sft_weight: float = Field(0.0, ge=0, le=1000, description="Adds so much of the plain loss on the real picture.")
     tracker: str | None = Field(None, description="A tracker of Accelerate (tensorboard, wandb, …) beside log.jsonl.")
-
-    @model_validator(mode="after")
-    def one_model(self):
-        if (self.model is None) == (self.checkpoint is None):
-            raise ValueError("name one model: --model FOLDER of diffusers, or --checkpoint FILE with --comfyui PATH")
-        partner, names = ("--checkpoint", OF_A_FILE) if self.checkpoint is None else ("--model", OF_A_PIPELINE)
-        if stray := next((name for name in names if getattr(self, name)), None):
-            raise ValueError(f"--{stray.replace('_', '-')} goes with {partner} alone: leave it out")
-        if self.checkpoint is not None and (self.comfyui is None or self.train == "full" or self.shard):
-            raise ValueError(
-                "--checkpoint is trained by LoRA with ComfyUI's classes: add --train lora and --comfyui PATH"
-            )
-        return self
 
     def rounds_settings(self) -> RoundSettings:
         """These settings as the game takes them."""

@@ -3,24 +3,25 @@
 What is saved is always whole, so a run goes on with another number of processes, or without sharding.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def shard(model: nn.Module, block_names: tuple[str, ...], device_type: str, processes: int) -> None:
-    """Shares the model's weights out, in place: each block of these class names by itself, the rest as one.
+def shard(model: nn.Module, blocks: Iterable[nn.Module], device_type: str, processes: int) -> None:
+    """Shares the model's weights out, in place: each block by itself, the rest as one.
 
-    Gradients are then averaged in the backward pass, and each process steps its own part.
+    Gradients of weights that are trained are then averaged in the backward pass, and each process steps its own part; frozen
+    weights are put together, block by block, for every forward and backward pass, which all processes must run alike.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device_type, (processes,))
-    for module in model.modules():
-        if type(module).__name__ in block_names:
-            fully_shard(module, mesh=mesh)
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 

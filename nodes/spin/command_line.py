@@ -1,4 +1,4 @@
-"""vico-spin train --checkpoint: the game of Train SPIN, from the files that people have, on one process or on many."""
+"""vico-spin train | generate --checkpoint: the game of Train SPIN, from the files that people have, on one process or on many."""
 
 import signal
 from contextlib import ExitStack
@@ -8,20 +8,22 @@ import comfy.sd
 import torch
 
 from ...intake import Report
-from ...spin_core.cli import Log, make_engine, plain_values
+from ...spin_core.batches import Corpus
+from ...spin_core.cli import Log, make_engine, plain_values, print_pictures
 from ...spin_core.curves import verdict
 from ...spin_core.data import Dataset
-from ...spin_core.game import Opponent, Run, play, train_baseline
-from ...spin_core.settings import TrainSettings
+from ...spin_core.game import Game, Opponent, Run, generate, play, train_baseline
+from ...spin_core.settings import GenerateSettings, ModelSettings, TrainSettings
 from ...spin_core.store import TensorStore
-from ...train_core import save_tensors
 from ..host.copies import training_mode
+from ..host.denoiser import alike
 from ..host.options import TrainingOptions
+from ..host.sharded import ShardedPatcher
 from .asked import TrainingRun
 from .captions import Captions, OpponentSampling, host_sampler
-from .checkpoints import read_weights
-from .session import make_corpus, metrics_of
-from .trainee import lora_trainee
+from .checkpoints import file_metadata, read_weights, save_lora, save_native
+from .session import Trained, learnt, make_corpus, metrics_of, with_learnt
+from .trainee import Trainee, first_opponent, make_trainee
 from .usual import usual_sampling
 
 
@@ -31,46 +33,90 @@ def run_train(settings: TrainSettings) -> None:
     engine = make_engine(settings)
     with torch.inference_mode():  # as the host's loaders run
         model, clip, vae = load_parts(settings)
-    asked = asked_for(settings, model)
-    settings.output.mkdir(parents=True, exist_ok=True)
+    asked, report = asked_for(settings, model), Report()
     with training_mode(), ExitStack() as stack:
-        trainee, report = lora_trainee(model, asked), Report()
+        trainee = make_trainee(model, asked, engine.num_processes if settings.shard else 1)
         captions = Captions(clip, TensorStore(settings.output / "cache"))
         with engine.main_process_first():  # it encodes, and the others read what it kept
             corpus = make_corpus(model.model, captions, vae, Dataset(settings.data), asked, report)
+        if settings.shard:
+            check_captions(corpus, asked, engine.num_processes)
         if engine.is_main_process:
             print(report.text())
         if settings.tracker:
             engine.init_trackers("spin", plain_values(settings))
         stack.enter_context(trainee.ready)
         stack.enter_context(trainee.player.attached())
+        parent = trainee.player.opponent_hash()
         run = Run(corpus, asked.settings, engine, settings.output, Log(settings, engine))
-        game = played(trainee, host_sampler(trainee.patcher, captions, asked.opponent), run, asked)
-    if engine.is_main_process:
-        save_tensors(
-            settings.output / "lora.safetensors", on_the_cpu(trainee.player.lora_state_dict()), {"format": "pt"}
-        )
-        print(verdict(metrics_of(game, asked, trainee.player.base_hash, settings.output)))
+        game = played(trainee, captions, run, asked)
+        lora, weights = learnt(trainee.player, asked)
+        metrics = metrics_of(game, asked, parent, settings.output)
+        stack.close()
+        if engine.is_main_process:
+            save(model, Trained(lora, weights, metrics, report, ""), settings.output)
+            print(verdict(metrics))
     engine.end_training()
 
 
-def played(trainee, sample, run: Run, asked: TrainingRun):
-    """The rounds, or the baseline."""
+def played(trainee: Trainee, captions: Captions, run: Run, asked: TrainingRun) -> Game:
+    """The rounds, or the baseline. Between rounds player and opponent are the same: the last model, which may be whole, draws."""
     if asked.method != "spin":
         return train_baseline(trainee.player, run, asked.method)
+    patcher = trainee.patchers[-1]
+    sample = host_sampler(patcher, captions, asked.opponent)
 
     def draw(*wanted) -> torch.Tensor:
         with trainee.drawing():
             return sample(*wanted)
 
-    return play(trainee.player, Opponent(draw, asked.made_from()["opponent"], asked.opponent.batch), run, asked.rounds)
+    together = isinstance(patcher, ShardedPatcher)
+    opponent = Opponent(draw, asked.made_from()["opponent"], asked.opponent.batch, together)
+    return play(trainee.player, opponent, run, asked.rounds)
 
 
-def on_the_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+def check_captions(corpus: Corpus, asked: TrainingRun, processes: int) -> None:
+    """ValueError where one process would need more forwards than another: parts are put together on all of them at once."""
+    prompts = {"", *corpus.prompts} if asked.settings.caption_dropout else set(corpus.prompts)
+    rows = [row for prompt in prompts for row in corpus.context([prompt], tuple(corpus.shapes[0]))]
+    if asked.settings.batch_size > processes and len(alike(rows)) > 1:
+        raise ValueError(
+            f"--shard takes captions of several lengths one at a time: set --batch-size to {processes}, the number of processes, "
+            "and raise --accumulation"
+        )
 
 
-def load_parts(settings: TrainSettings) -> tuple:
+def run_generate(settings: GenerateSettings) -> None:
+    """The first opponent's pictures, shared out over the processes."""
+    engine = make_engine(settings)
+    with torch.inference_mode():
+        model, clip, vae = load_parts(settings)
+    asked, report = asked_for(TrainSettings.model_construct(**dict(settings)), model), Report()
+    with training_mode():
+        captions = Captions(clip, TensorStore(settings.output / "cache"))
+        with engine.main_process_first():
+            corpus = make_corpus(model.model, captions, vae, Dataset(settings.data), asked, report)
+        if engine.is_main_process:
+            print(report.text())
+        patcher, opponent_hash = first_opponent(model, asked)
+        sample = host_sampler(patcher, captions, asked.opponent)
+        opponent = Opponent(sample, asked.made_from()["opponent"], asked.opponent.batch)
+        generate(
+            opponent, opponent_hash, Run(corpus, asked.settings, engine, settings.output, print_pictures(engine)), 1
+        )
+
+
+def save(model, trained: Trained, folder: Path) -> None:
+    """lora.safetensors, or model.safetensors with all weights, as the host's loaders read them."""
+    metadata = {"format": "pt", **file_metadata(trained.metrics)}
+    if trained.lora is not None:
+        save_lora(trained.lora, folder / "lora.safetensors", metadata)
+    else:
+        with torch.inference_mode():
+            save_native(with_learnt(model, trained), folder / "model.safetensors", metadata)
+
+
+def load_parts(settings: ModelSettings) -> tuple:
     """MODEL, CLIP and VAE of the files. Raises: ValueError naming the part that no file holds."""
     for file in (settings.checkpoint, settings.vae, *settings.text_encoder):
         if file is not None and not Path(file).is_file():
@@ -105,8 +151,11 @@ def asked_for(settings: TrainSettings, model) -> TrainingRun:
         opponent=OpponentSampling(usual.sampler, usual.scheduler, settings.sampling_steps, **how),
         method=settings.method,
         rounds=settings.rounds,
-        rank=settings.rank,
+        rank=settings.rank if settings.train == "lora" else None,
         layers=settings.lora_layers,
         resolution=settings.resolution,
         name=settings.output.name,
     )
+
+
+RUNS = {"train": run_train, "generate": run_generate}

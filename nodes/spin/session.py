@@ -26,7 +26,7 @@ from .asked import TrainingRun
 from .captions import Captions, host_sampler, picture_encoder, picture_strip
 from .checkpoints import FOLDER, STOPPED, file_metadata
 from .room import make_room
-from .trainee import LoRATrainee, Trainee, full_trainee, lora_trainee
+from .trainee import LoRATrainee, Trainee, make_trainee
 
 SHOWN = 4  # pictures of the opponent that are shown of those drawn at once, and
 PREVIEWED = 2  # captions that are previewed, where nothing else was asked for
@@ -72,7 +72,7 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
     What is learnt when the user interrupts is written to the run's folder before the interrupt goes on.
     """
     with training_mode(), ExitStack() as stack:
-        trainee = full_trainee(model, asked) if asked.rank is None else lora_trainee(model, asked)
+        trainee = make_trainee(model, asked)
         captions, report = Captions(clip, TensorStore(home() / "cache")), Report()
         corpus = make_corpus(model.model, captions, vae, dataset, asked, report)
         stack.enter_context(trainee.ready)

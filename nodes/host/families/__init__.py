@@ -151,3 +151,9 @@ def transformer_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
     if family is not None:
         return [network.get_submodule(path) for path in family.block_paths(network)]
     return [module for module in network.modules() if isinstance(module, ldm.modules.attention.BasicTransformerBlock)]
+
+
+def sharded_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """The blocks that hold most of the weights, one beside another: a forward needs one of them at a time."""
+    convolutions = ldm.modules.diffusionmodules.openaimodel.ResBlock
+    return [*transformer_blocks(network), *(m for m in network.modules() if isinstance(m, convolutions))]
