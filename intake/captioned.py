@@ -66,7 +66,10 @@ def captioned_folder(folder: Path, report: Report) -> Iterator[Captioned]:
     files = list(files_below(folder))
     pictures = sorted(file for file in files if file.suffix.lower() in PICTURE_ENDINGS)
     if not pictures:
-        raise BadFile(f'"{folder}" holds no picture ({", ".join(sorted(PICTURE_ENDINGS))}) and no metadata file')
+        raise BadFile(
+            "Put captioned pictures into the folder.\n"
+            f'"{folder}" holds no picture ({", ".join(sorted(PICTURE_ENDINGS))}) and no metadata file.'
+        )
     note_others(files, report)
     for file in pictures:
         name = file.relative_to(folder).as_posix()

@@ -14,8 +14,8 @@ class BadFile(ValueError):
 class Unusable(BadFile):
     """A file that cannot be used: its name, and what is wrong with it."""
 
-    def __init__(self, name: str | Path, reason: str, what: str = ""):
-        super().__init__(f'{what}"{name}" {reason}')
+    def __init__(self, name: str | Path, reason: str, what: str = "file"):
+        super().__init__(f'Choose another {what}.\n"{name}" {reason}.')
         self.name, self.reason = str(name), reason
 
 
@@ -83,8 +83,8 @@ def files_below(folder: Path) -> Iterator[Path]:
 def pictures_below(folder: Path, endings: Collection[str]) -> list[Path]:
     """Every file below the folder with one of the endings, in order of its path. Raises: BadFile where it is none, or a link leads out."""
     if not Path(folder).is_dir():
-        raise BadFile(f'There is no folder "{folder}".')
+        raise BadFile(f'Choose another folder.\nThere is no "{folder}".')
     found = sorted(path for path in files_below(folder) if path.suffix.lower() in endings)
     if lost := next((path for path in found if leads_out(path, folder)), None):
-        raise BadFile(f'"{lost}" is a link that leads out of "{folder}": put the file itself there')
+        raise BadFile(f'Put the file itself there, no link.\n"{lost}" leads out of "{folder}".')
     return found

@@ -16,12 +16,14 @@ def open_parquet(path: Path):
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise BadFile(f'"{path.name}" is read by pyarrow, which is not installed: pip install pyarrow') from error
+        raise BadFile(
+            f'Install pyarrow (pip install pyarrow).\n"{path.name}" is read by it, and it is not here.'
+        ) from error
     check_file(path, LIMITS.table_bytes)
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise BadFile(f'"{path.name}" is no parquet file ({error})') from error
+        raise BadFile(f'Download the file again.\n"{path.name}" is no parquet file ({error}).') from error
 
 
 def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Problem]:

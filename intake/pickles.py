@@ -116,8 +116,8 @@ def check_pickle(path: Path, also: Collection[str] = ()) -> None:
     except UNREADABLE as error:
         reason = str(error).splitlines()[0][:200] if str(error) else "it ends too early"
         raise BadFile(
-            f'"{path.name}" could not be read as weights ({reason}). Nothing in it was run. Download it again, or ask its '
-            "author for a .safetensors file"
+            "Download the file again, or ask for a .safetensors file.\n"
+            f'"{path.name}" could not be read as weights ({reason}). Nothing in it was run.'
         ) from error
 
 

@@ -44,7 +44,7 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
 
 
 def unusable(name: str, reason: str) -> Unusable:
-    return Unusable(name, reason, "picture ")
+    return Unusable(name, reason, "picture")
 
 
 def open_source(source: Path | bytes):

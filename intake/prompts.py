@@ -25,13 +25,13 @@ def read_prompts(path: Path) -> Iterator[Row | Problem]:
     elif ending in ENDINGS:
         yield from of_table(path)
     else:
-        raise BadFile(f'"{path.name}" is no prompt list; give one of {", ".join(ENDINGS)}.')
+        raise BadFile(f'Choose a prompt list.\n"{path.name}" is none: {", ".join(ENDINGS)} are read.')
 
 
 def of_json(path: Path) -> Iterator[Row | Problem]:
     entries = read_json(path)
     if not isinstance(entries, list):
-        raise BadFile(f'"{path.name}" must be a list of prompts, or of objects that have "prompt".')
+        raise BadFile(f'Write a list of prompts, or of objects with "prompt".\n"{path.name}" is neither.')
     for number, entry in enumerate(entries, start=1):
         values = {"prompt": entry} if isinstance(entry, str) else entry
         yield prompt_of(number, values) if isinstance(values, dict) else Problem(number, "no prompt")

@@ -20,6 +20,8 @@ class Report:
             self.notes.append(sentence)
 
     def leave_out(self, name: str, reason: str) -> None:
+        """reason: a few words, or an error's two lines."""
+        reason = " ".join(reason.splitlines())
         self.counts[reason] = self.counts.get(reason, 0) + 1
         names = self.left_out.setdefault(reason, [])
         if len(names) < NAMED_AT_MOST:
@@ -29,6 +31,10 @@ class Report:
         """The numbers alone, in one line."""
         left_out = sum(self.counts.values())
         return f"{self.kept} samples" + (f", {left_out} left out." if left_out else ".")
+
+    def in_a_line(self) -> str:
+        """All of it in one line, for an error, of which a node shows two."""
+        return "; ".join(self.text().splitlines())
 
     def text(self) -> str:
         lines = [f"{self.kept} samples"]

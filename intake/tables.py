@@ -38,7 +38,7 @@ def read_rows(path: Path, needs: Sequence[str] = ()) -> Iterator[Row | Problem]:
     """
     reader = {".jsonl": json_rows, ".csv": csv_rows, ".tsv": tsv_rows}.get(path.suffix.lower())
     if reader is None:
-        raise BadFile(f'"{path.name}" is no table: give a .jsonl, .csv or .tsv file')
+        raise BadFile(f'Choose a .jsonl, .csv or .tsv file.\n"{path.name}" is none.')
     with open_regular(path, LIMITS.table_bytes) as file:
         yield from reader(lines_in(file, path.name), path.name, needs)
 
@@ -52,7 +52,9 @@ def lines_in(file: BinaryIO, name: str) -> Iterator[str]:
     file.seek(0)
     while line := file.readline(LIMITS.json_bytes + 1):
         if len(line) > LIMITS.json_bytes:
-            raise BadFile(f'"{name}" has a line of more than {LIMITS.json_bytes / 2**20:.0f} MB: it is no such table')
+            raise BadFile(
+                f'Choose another table.\n"{name}" has a line of more than {LIMITS.json_bytes / 2**20:.0f} MB.'
+            )
         try:
             yield decode_text(line, name)
         except BadFile:
@@ -89,11 +91,11 @@ def delimited(
     try:
         columns = [column.strip() for column in next(csv.reader([heading], **dialect), [])]
     except csv.Error as error:
-        raise BadFile(f'"{name}" has a first line that names no columns ({error})') from error
+        raise BadFile(f'Write the columns\' names first.\nThe first line of "{name}" names none ({error}).') from error
     if not any(columns):
-        raise BadFile(f'"{name}" has no heading: its first line must name the columns')
+        raise BadFile(f'Write the columns\' names first.\n"{name}" has no such line.')
     if needs and not {column.lower() for column in columns} & set(needs):
-        raise BadFile(f'"{name}" has no column {", ".join(needs)} (its columns: {", ".join(columns)}).')
+        raise BadFile(f'Name a column {" or ".join(needs)}.\n"{name}" has none (its columns: {", ".join(columns)}).')
     rows, number = csv.reader(lines, **dialect), 0
     while True:
         number += 1
@@ -142,6 +144,6 @@ def parse_json(text: str, name: str):
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise BadFile(f'"{name}" is no JSON that can be read (it nests too deep)') from error
+        raise BadFile(f'Write the file as plain JSON.\n"{name}" cannot be read: it nests too deep.') from error
     except ValueError as error:
-        raise BadFile(f'"{name}" is no JSON ({error})') from error
+        raise BadFile(f'Write the file as JSON.\n"{name}" is none ({error}).') from error

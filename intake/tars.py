@@ -43,7 +43,7 @@ def members_of(path: Path, report: Report) -> Iterator[Member]:
                 yield from read_members(archive, path, report)
         except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
             if file.tell() < 2 * tarfile.BLOCKSIZE:
-                raise BadFile(f'"{path.name}" is no .tar archive ({error})') from error
+                raise BadFile(f'Download the archive again.\n"{path.name}" is no .tar ({error}).') from error
             report.leave_out(path.name, f"damaged from some place on ({error})")
 
 

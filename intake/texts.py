@@ -28,7 +28,7 @@ def decode_text(content: bytes, name: str) -> str:
             continue
         if "\0" not in text:
             return text
-    raise BadFile(f'"{name}" is no text: save it as UTF-8')
+    raise BadFile(f'Save the file as UTF-8.\n"{name}" is no text.')
 
 
 def read_text(path: Path, most: int | None = None) -> str:

@@ -36,7 +36,7 @@ def prompt_of_picture(path: Path) -> str | None:
     if texts is None or len(texts) == 1:
         return texts and texts[0]
     what = f"{len(texts)} prompts" if texts else "a prompt that its graph does not hold"
-    raise BadFile(f'"{path.name}" was made from {what}: write the one that counts into a .txt of the same name')
+    raise BadFile(f'Write the prompt that counts into a .txt of the same name.\n"{path.name}" was made from {what}.')
 
 
 def positive_prompts(nodes: dict[str, dict], starts: list[list]) -> list[str] | None:

@@ -34,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(
-            f'"{path}" could not be written ({reason}): check that the folder is writable and the disk has room'
+            f'Look whether the folder is writable and the disk has room.\n"{path}" could not be written ({reason}).'
         ) from error
     finally:
         if temporary.exists():

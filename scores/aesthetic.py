@@ -42,8 +42,9 @@ def load(path: Path, backbone: Path) -> Aesthetic:
     clip, weights = clip_from_folder(backbone, Aesthetic.name)
     if clip.config.projection_dim != head[0].in_features:
         raise ValueError(
+            "Put OpenAI's clip-vit-large-patch14 beside the predictor.\n"
             f'"{path.name}" reads embeddings of {head[0].in_features} numbers; the CLIP in "{backbone.name}" gives '
-            f"{clip.config.projection_dim}. The aesthetic predictor needs OpenAI's clip-vit-large-patch14."
+            f"{clip.config.projection_dim}."
         )
     size = clip.config.vision_config.image_size
     module = torch.nn.ModuleDict({"clip": clip, "head": head})

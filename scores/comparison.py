@@ -59,7 +59,10 @@ def tables(rows: Sequence[dict], models: Sequence[str]) -> list[Table]:
     found = dict.fromkeys(row["by"] for row in rows)
     made = [table([row for row in rows if row["by"] == by], models) for by in found]
     if not any(table.prompts for table in made):
-        raise ValueError("There is no prompt that every model has a score for at equal seeds; nothing can be compared.")
+        raise ValueError(
+            "Draw every model's pictures from the same prompts and seeds.\n"
+            "There is no prompt that every model has a score for at equal seeds."
+        )
     return [table for table in made if table.prompts]
 
 

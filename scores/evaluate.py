@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..intake import LIMITS, PICTURE_ENDINGS, BadFile, open_picture, pictures_below, read_bytes
+from ..intake import LIMITS, PICTURE_ENDINGS, Unusable, open_picture, pictures_below, read_bytes
 from .run import Run, row_key, row_of
 from .samples import Sample
 from .scorer import Scorer
@@ -53,7 +53,7 @@ def unknown(run: Run, samples: Sequence[Sample], scorer: Scorer, by: str) -> Ite
     for sample in samples:
         try:
             data = read_bytes(sample.picture, LIMITS.picture_bytes)
-        except BadFile:
+        except Unusable:
             data = b""  # which no picture is: it is named where it does not open
         row = row_of(sample, scorer.name, by, hashlib.sha256(data).hexdigest()[:16])
         if row_key(row) not in run.known:
@@ -68,8 +68,8 @@ def score_chunk(scorer: Scorer, asked: Sequence[Asked]) -> list[dict]:
             pictures.append(open_picture(data or sample.picture, str(sample.picture)))
             samples.append(sample)
             rows.append(row)
-        except BadFile as error:
-            row["error"] = str(error)
+        except Unusable as error:
+            row["error"] = error.reason
     references = decoded_references(scorer, samples)
     numbers = scorer.score(pictures, [sample.prompt for sample in samples], references) if pictures else []
     for row, number in zip(rows, numbers, strict=True):
@@ -81,7 +81,7 @@ def broken(run: Run) -> dict[tuple[str, str], str]:
     """{(model, picture): why it has no score}, for pictures that were not mended since."""
     scored = {(row["by"], row["model"], row["picture"]) for row in run.rows if "score" in row}
     return {
-        (row["model"], row["picture"]): row["error"].removeprefix(f'picture "{row["picture"]}" ')
+        (row["model"], row["picture"]): row["error"]
         for row in run.rows
         if "error" in row and (row["by"], row["model"], row["picture"]) not in scored
     }

@@ -26,7 +26,7 @@ def load(path: Path, version: str, tokenizer: Path | None = None, antialias: boo
     name = f"HPS {version}"
     other = "v2" if version == "v2.1" else "v2.1"
     if ("2.1" in path.name) != (version == "v2.1"):
-        raise ValueError(f'"{path.name}" is named as HPS {other}; {name} needs {VERSIONS[version]}. Never mix the two.')
+        raise ValueError(f'Choose {VERSIONS[version]}.\n"{path.name}" is named as HPS {other}, and {name} is chosen.')
     state = read_weights(path, OPEN_CLIP, name)
     config = open_clip_config(state)
     model = build(CLIPModel, config, from_open_clip(state), f'{name}, "{path.name}"')

@@ -41,7 +41,9 @@ KINDS = {
 def existing(kind: str, path: Path) -> Path:
     """The path, where there is something at it."""
     if not path.exists():
-        raise ValueError(f'There is no "{path}". {KINDS[kind].title} needs {KINDS[kind].put}.')
+        raise ValueError(
+            f'Put {KINDS[kind].files[0]} there.\nThere is no "{path}"; {KINDS[kind].title} needs {KINDS[kind].put}.'
+        )
     return path
 
 

@@ -49,7 +49,7 @@ def contents_of(run: Run, baseline: str | None, how: str, k: int | None, rounds:
     models = run.about["models"]
     unknown = [name for name in (*([baseline] if baseline else []), *rounds) if name not in models]
     if unknown:
-        raise ValueError(f'The run has no model "{unknown[0]}"; it has {", ".join(models)}.')
+        raise ValueError(f'Name a model of the run.\nIt has no "{unknown[0]}"; it has {", ".join(models)}.')
     made, baseline = tables(run.rows, models), baseline or models[0]
     return Contents(
         title=title,

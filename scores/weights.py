@@ -57,7 +57,9 @@ def read_weights(path: Path, kind: str, scorer: str) -> dict:
     state = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path)
     found = recognise(state)
     if found != kind:
-        raise ValueError(f'"{path.name}" is {found}; {scorer} needs {kind}. Choose the file that its authors publish.')
+        raise ValueError(
+            f'Choose the file that the scorer\'s authors publish.\n"{path.name}" is {found}; {scorer} needs {kind}.'
+        )
     return state
 
 
@@ -69,7 +71,9 @@ def read_safetensors(path: Path) -> dict:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f'"{path.name}" is not a whole safetensors file ({error}). Download it again.') from error
+        raise ValueError(
+            f'Download the file again.\n"{path.name}" is not a whole safetensors file ({error}).'
+        ) from error
 
 
 def read_pickle(path: Path) -> dict:
@@ -82,7 +86,7 @@ def read_pickle(path: Path) -> dict:
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "it ends too early"
         raise ValueError(
-            f'"{path.name}" could not be read as weights ({reason}). Nothing in it was run. Download it again.'
+            f'Download the file again.\n"{path.name}" could not be read as weights ({reason}). Nothing in it was run.'
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
@@ -93,7 +97,10 @@ def weights_in(folder: Path, scorer: str) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f'{scorer}: the folder "{folder.name}" has neither model.safetensors nor pytorch_model.bin.')
+    raise ValueError(
+        "Take the whole folder as it is on the hub.\n"
+        f'{scorer}: "{folder.name}" has neither model.safetensors nor pytorch_model.bin.'
+    )
 
 
 ROOM = 2**24  # weights that may be made beside twice as many as the file has
@@ -122,24 +129,24 @@ def read_config(config_class, folder: Path, scorer: str, **numbers):
 
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f'{scorer}: "{folder}" has no config.json; give the whole folder as it is on the hub.')
+        raise ValueError(f'Take the whole folder as it is on the hub.\n{scorer}: "{folder}" has no config.json.')
     described = architecture(read_json(path), path) | numbers
     try:
         return config_class(**described)
     except (TypeError, ValueError, getattr(errors, "StrictDataclassError", ValueError)) as error:
-        raise ValueError(f'"{path}" describes no model ({error}). Download the folder again.') from error
+        raise ValueError(f'Download the folder again.\n"{path}" describes no model ({error}).') from error
 
 
 def architecture(found, path: Path) -> dict:
     if not isinstance(found, dict):
-        raise ValueError(f'"{path}" describes no model: download the folder again.')
+        raise ValueError(f'Download the folder again.\n"{path}" describes no model.')
     sizes = {name: found[name] for name in SIZES if name in found}
     wrong = [name for name, size in sizes.items() if type(size) is not int or not 0 < size < 2**24]
     others = {name: found[name] for name in OTHERS if name in found}
     wrong += [name for name, value in others.items() if not isinstance(value, str | int | float | None)]
     if wrong:
         raise ValueError(
-            f'"{path}" describes no model: its {wrong[0]} is {found[wrong[0]]!r}. Download the folder again.'
+            f'Download the folder again.\n"{path}" describes no model: its {wrong[0]} is {found[wrong[0]]!r}.'
         )
     parts = {name: architecture(found[name], path) for name in PARTS if found.get(name) is not None}
     return sizes | others | parts
@@ -155,11 +162,16 @@ def build(model_class, config, state: dict, scorer: str, **arguments):
     try:
         model, info = model_class.from_pretrained(None, **named, **arguments)
     except RuntimeError as error:
-        raise ValueError(f"{scorer}: the weights do not fit its configuration ({error}).") from error
+        raise ValueError(
+            f"Download the folder again.\n{scorer}: the weights do not fit its configuration ({error})."
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
         first = (missing or [key for key, *_ in info["mismatched_keys"]])[0]
-        raise ValueError(f"{scorer}: the weights do not fill the model ({first} is missing or of another shape).")
+        raise ValueError(
+            "Download the folder again.\n"
+            f"{scorer}: the weights do not fill the model ({first} is missing or of another shape)."
+        )
     return model.float()
 
 
@@ -170,16 +182,22 @@ def check_size(model_class, config, state: dict, scorer: str, **arguments) -> No
     layers = max(getattr(part, "num_hidden_layers", 1) for part in parts_of(config))
     if layers > len(state):
         raise ValueError(
+            "Download the folder again.\n"
             f"{scorer}: its configuration has {layers:,} layers, and its weights are {len(state):,} tensors."
         )
     try:
         with torch.device("meta"):
             wanted = sum(weight.numel() for weight in model_class(config, **arguments).parameters())
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{scorer}: its configuration describes no model ({error}).") from error
+        raise ValueError(
+            f"Download the folder again.\n{scorer}: its configuration describes no model ({error})."
+        ) from error
     held = sum(tensor.numel() for tensor in state.values())
     if wanted > 2 * held + ROOM:  # what is a little short is told by name, below
-        raise ValueError(f"{scorer}: its configuration describes {wanted:,} weights, and the file holds {held:,}.")
+        raise ValueError(
+            "Download the folder again.\n"
+            f"{scorer}: its configuration describes {wanted:,} weights, and the file holds {held:,}."
+        )
 
 
 def parts_of(config) -> list:

@@ -53,7 +53,7 @@ class BucketOrder:
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], batch_size: int, seed: int):
         if not shapes:
-            raise ValueError("there is no sample to train on: the data set is empty")
+            raise ValueError("Take a data set with pictures.\nThis one is empty: there is nothing to train on.")
         self.buckets: dict[tuple[int, ...], list[int]] = {}
         for sample, shape in enumerate(shapes):
             self.buckets.setdefault(tuple(shape), []).append(sample)

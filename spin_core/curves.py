@@ -45,7 +45,7 @@ def round_verdict(number: int, steps: list[dict]) -> str:
         return f"SFT: the loss went from {first:.4f} to {tail_mean(steps, 'loss'):.4f}."
     accuracy = tail_mean(steps, "implicit_accuracy")
     real, was = tail_mean(steps, "error_policy_real"), tail_mean(steps, "error_reference_real")
-    told = f"Round {number}: implicit accuracy {accuracy:.2f}, loss {tail_mean(steps, 'loss'):.3f} ({first:.3f} at the start)."
+    told = f"Round {number}: implicit accuracy {accuracy:.2f}, loss {tail_mean(steps, 'loss'):.3f} (from {first:.3f})."
     if real > COLLAPSE * was:
         return told + (
             f" WARNING, collapse: the error on real pictures is {real / was:.1f} times the opponent's. The player wins by"

@@ -69,7 +69,7 @@ def read(path: Path, report: Report) -> Iterator[Sample]:
     a list of prompts (.txt, .tsv, .json); one .tar, .parquet or metadata file. Raises: BadFile, a ValueError, where there is nothing of this.
     """
     if not path.exists():
-        raise BadFile(f'there is no "{path}"')
+        raise BadFile(f'Choose another data set.\nThere is no "{path}".')
     if path.is_dir():
         return read_folder(path, report)
     readers = {
@@ -82,7 +82,9 @@ def read(path: Path, report: Report) -> Iterator[Sample]:
         ".json": read_prompt_list,
     }
     if path.suffix.lower() not in readers:
-        raise BadFile(f'"{path.name}" is no data set: give a folder, or a {", ".join(readers)} file')
+        raise BadFile(
+            f'Choose a folder, or a file of a data set.\n"{path.name}" is none: {", ".join(readers)} are read.'
+        )
     return readers[path.suffix.lower()](path, report)
 
 
@@ -144,8 +146,9 @@ def read_parquet(file: Path, report: Report) -> Iterator[Sample]:
         columns, sample_of = [text, picture], captioned
     else:
         raise BadFile(
-            f'"{file.name}" has the columns {", ".join(by_name)}: it needs {", ".join(PICK_A_PIC_COLUMNS)} (Pick-a-Pic), or '
-            f"a text with chosen and rejected, or a text with a picture ({', '.join(PICTURE_COLUMNS)})"
+            f'Name the columns as the hub does.\n"{file.name}" has {", ".join(by_name)}: it needs '
+            f"{', '.join(PICK_A_PIC_COLUMNS)} (Pick-a-Pic), or a text with chosen and rejected, or a text with a picture "
+            f"({', '.join(PICTURE_COLUMNS)})."
         )
     for found in parquet_rows(file, columns):
         where = f"{file.name}, row {found.number}"

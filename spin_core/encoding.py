@@ -79,13 +79,10 @@ def encode_dataset(
         except Unusable as error:
             report.kept -= 1
             report.leave_out(error.name, error.reason)
-        except ValueError as error:
-            report.kept -= 1
-            report.leave_out(sample.prompt[:40], str(error))
         on_picture(len(encoded.prompts))
     if not encoded.prompts:
         wanted = "preference pairs" if pairs else "pictures with captions"
-        raise ValueError(f"the data set has no {wanted} that can be used:\n{report.text()}")
+        raise ValueError(f"Take a data set with {wanted}.\nNone of this one can be used: {report.in_a_line()}")
     rejected = (lambda i: encoder.latent(encoded.rejected[i])) if pairs else None
     fingerprint = store_key(prompts=encoded.prompts, real=encoded.real, rejected=encoded.rejected)
     return Corpus(
@@ -99,17 +96,17 @@ def encode_dataset(
 
 
 def add(sample: Sample, caption: str, encoded: Encoded, encoder: Encoder, pairs: bool) -> None:
-    """Encodes one sample. Raises: ValueError with what is wrong with it."""
+    """Encodes one sample. Raises: Unusable with what is wrong with it."""
     if sample.image is None:
-        raise ValueError("a prompt without a picture")
+        raise Unusable(sample.prompt[:40], "a prompt without a picture")
     if pairs and sample.image_b is None:
-        raise ValueError("no second picture to prefer it to")
+        raise Unusable(sample.prompt[:40], "no second picture to prefer it to")
     real = encoder.key(sample.image)
     shape = tuple(encoder.latent(real).shape)
     if pairs:
         rejected = encoder.key(sample.image_b)
         if tuple(encoder.latent(rejected).shape) != shape:
-            raise ValueError("the two pictures of the pair differ in shape")
+            raise Unusable(sample.prompt[:40], "the two pictures of the pair differ in shape")
         encoded.rejected.append(rejected)
     encoded.prompts.append(caption)
     encoded.shapes.append(shape)

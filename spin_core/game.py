@@ -66,18 +66,18 @@ class RoundSettings:
     seed: int = 0
 
     def __post_init__(self):
-        check_numbers("beta", self.beta, "or the game has no pull (the paper uses 2000 to 5000)")
-        check_numbers("learning rate", self.lr, "written with a point, as 0.0001: commas stand between rounds")
+        check_numbers("beta", self.beta, "without it the game has no pull (the paper uses 2000 to 5000)")
+        check_numbers("learning rate", self.lr, "a point is written in numbers, as 0.0001, and commas between rounds")
         if max(self.lr) > 1:
             raise ValueError(
-                f"learning rate is {max(self.lr):g}: it must be at most 1, written with a point, as 0.0001"
+                f"Set learning rate to 1 at most.\nIt is {max(self.lr):g}: a point is written in numbers, as 0.0001."
             )
         if max(self.lr) > HIGH_RATE:
             logging.warning(
                 "the learning rate %g is very high: most models come apart above %g", max(self.lr), HIGH_RATE
             )
         if not self.steps or min(self.steps) < 1 or self.batch_size < 1:
-            raise ValueError("steps and batch size must be at least 1")
+            raise ValueError(f"Set steps and batch size to 1 at least.\nThey are {self.steps} and {self.batch_size}.")
 
     def loop(self, round_number: int) -> LoopSettings:
         steps = of_round(self.steps, round_number)
@@ -87,10 +87,10 @@ class RoundSettings:
 def check_numbers(name: str, values: Sequence[float], why: str) -> None:
     """Raises: ValueError where there is none, or one of them is not a finite number above 0."""
     if not values:
-        raise ValueError(f"{name} is empty: it must be above 0, {why}")
+        raise ValueError(f"Set {name} above 0.\nIt is empty: {why}.")
     for value in values:
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} is {value:g}: it must be above 0, {why}")
+            raise ValueError(f"Set {name} above 0.\nIt is {value:g}: {why}.")
 
 
 def of_round(values: Sequence, round_number: int):
@@ -192,7 +192,8 @@ def train_baseline(player: Player, run: Run, method: str) -> Game:
     """
     if method != "sft" and run.corpus.rejected is None:
         raise ValueError(
-            f"{method.upper()} needs preference pairs: this data set has no second picture and label for its prompts"
+            "Take a data set with preference pairs.\n"
+            f"{method.upper()} trains on them; this one has no second picture and label for its prompts."
         )
     game = Game()
     for number, stage in enumerate(BASELINES[method], start=1):
@@ -275,7 +276,10 @@ def learn(player: Player, run: Run, number: int, make_step, other, opponent_hash
             run.return_on,
         )
         if player.opponent_hash() != opponent_hash:
-            raise RuntimeError(f"the opponent's weights changed in round {number}: what was learnt is not to be used")
+            raise RuntimeError(
+                "Train again without nodes that change the model meanwhile.\n"
+                f"The opponent's weights changed in round {number}: what was learnt is not to be used."
+            )
         if training.stopped_by is None:
             learnt = player.result()
             if run.engine.is_main_process:
@@ -288,7 +292,8 @@ def batches(player: Player, run: Run, number: int, other: Callable[[int], Tensor
     settings, engine = run.settings, run.engine
     if settings.batch_size % engine.num_processes:
         raise ValueError(
-            f"batch size {settings.batch_size} cannot be shared out over {engine.num_processes} processes evenly"
+            f"Set batch size to a multiple of {engine.num_processes}.\n"
+            f"{settings.batch_size} cannot be shared out over {engine.num_processes} processes evenly."
         )
     seed = keyed_generator(settings.seed, "round", number).initial_seed()
     return PairBatches(
@@ -390,8 +395,8 @@ def finished(player: Player, run: Run, number: int, opponent_hash: str) -> Train
         return None
     if len(history) != steps:
         raise ValueError(
-            f'round {number} in "{run.folder}" has {len(history)} steps, and {steps} are asked for: the last round alone can '
-            "be extended, and none made shorter. Ask for as many, or name an empty folder"
+            f"Set steps to {len(history)}, or name another run.\n"
+            f'Round {number} in "{run.folder}" has as many, and {steps} are asked for: only the last round can go on longer.'
         )
     player.take(load_file(path))
     return Training(len(history), history)

@@ -46,7 +46,8 @@ class Pictures:
         found = self.store.get(self.key(order))
         if found is None:
             raise ValueError(
-                f'the opponent\'s picture for "{order.prompt}" (seed {order.seed}) is missing: run the generation again'
+                "Run the generation again.\n"
+                f'The opponent\'s picture for "{order.prompt}" (seed {order.seed}) is missing.'
             )
         return found["latent"]
 

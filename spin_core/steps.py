@@ -24,7 +24,7 @@ class PairOptions:
     def __post_init__(self):
         if self.loss == "kto" and (self.margin_clamp, self.safeguard) != (None, None):
             raise ValueError(
-                "Leave margin_clamp and safeguard off (0 and -1 in SPIN Options).\nThey are defined for pairs, and KTO has none."
+                "Set margin_clamp to 0 and safeguard to -1 in SPIN Options.\nThey are defined for pairs, and KTO has none."
             )
 
 

@@ -109,9 +109,7 @@ class CheckpointFolder:
         other = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
         if other:
             told = ", ".join(f"{name} was {found.get(name)} and is now {wanted.get(name)}" for name in other)
-            raise ValueError(
-                f'"{path}" belongs to another run: {told}. Put that back to continue it, or name an empty folder.'
-            )
+            raise ValueError(f'Put it back to go on, or name another run.\n"{path}" belongs to another run: {told}.')
 
 
 def is_whole(path: Path) -> bool:
@@ -142,13 +140,16 @@ def read_state(path: Path) -> dict:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
     except SafetensorError as error:
-        raise ValueError(f'"{path}" is damaged ({error})') from error
+        raise ValueError(f'Take an earlier checkpoint.\n"{path}" is damaged ({error}).') from error
     if metadata.get("format") != "train_core 1":
         raise ValueError(
-            f'"{path}" is no training checkpoint of this pack (its metadata says {metadata.get("format")})'
+            "Choose a training checkpoint of this pack.\n"
+            f'"{path}" is none (its metadata says {metadata.get("format")}).'
         )
     try:
         state = unpack(json.loads(metadata["state"]), tensors)
         return {**state, "identity": state["identity"], "step": state["step"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'"{path}" is damaged: its heading does not say what its tensors are ({error})') from error
+        raise ValueError(
+            f'Take an earlier checkpoint.\n"{path}" is damaged: its heading does not say what its tensors are ({error}).'
+        ) from error

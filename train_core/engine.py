@@ -50,7 +50,7 @@ class LocalEngine:
 
     def __init__(self, device="cpu", mixed_precision: Precision = "no", gradient_accumulation_steps: int = 1):
         if mixed_precision not in ("no", *AUTOCAST_DTYPES):
-            raise ValueError(f'mixed precision "{mixed_precision}" is unknown: choose no, bf16 or fp16')
+            raise ValueError(f'Choose no, bf16 or fp16.\nMixed precision "{mixed_precision}" is unknown.')
         self.device = torch.device(device)
         self.mixed_precision = mixed_precision
         self.gradient_accumulation_steps = gradient_accumulation_steps

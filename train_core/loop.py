@@ -141,7 +141,7 @@ class Run:
         self.settings, self.engine, self.checkpoints = settings, engine, checkpoints
         self.weights = {n: p for n, p in engine.unwrap_model(trained).named_parameters() if p.requires_grad}
         if not self.weights:
-            raise ValueError("nothing to train: no parameter of the module requires a gradient")
+            raise ValueError("Choose layers to train.\nNo parameter of the module requires a gradient.")
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.training = Training()
         self.states = random_states(engine.device)
@@ -226,8 +226,8 @@ class Run:
         rates = ", ".join(f"{group['lr']:.3g}" for group in self.optimizer.param_groups)
         where = f"the loss is {metrics['loss']}" if not math.isfinite(metrics["loss"]) else self._name_bad_gradient()
         raise TrainingDiverged(
-            f"training stopped at step {number + 1}: {where}. The weights are those after step {number}. "
-            f"Lower the learning rate (now {rates}) or clip the gradients, and continue from there."
+            "Lower the learning rate or clip gradients, then go on.\n"
+            f"Training stopped at step {number + 1}: {where}. The weights are those after step {number}, at rate {rates}."
         )
 
     def _name_bad_gradient(self) -> str:
@@ -246,8 +246,8 @@ class Run:
             return
         if state["step"] > self.settings.steps:
             raise ValueError(
-                f'"{self.checkpoints.path}" has {state["step"]} steps already, and {self.settings.steps} are asked for: ask '
-                "for as many or more, or name an empty folder"
+                f"Set steps to {state['step']} or more, or name another run.\n"
+                f'"{self.checkpoints.path}" has as many already, and {self.settings.steps} are asked for.'
             )
         self._load_weights(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -261,7 +261,8 @@ class Run:
         missing = sorted(self.weights.keys() ^ saved.keys())
         if missing:
             raise ValueError(
-                f'the checkpoint trains other weights than this run: for instance "{missing[0]}" is in one of them only'
+                "Name another run.\n"
+                f'The checkpoint trains other weights than this run: "{missing[0]}" is in one of them only.'
             )
         with torch.no_grad():
             for name, weight in self.weights.items():
@@ -273,7 +274,8 @@ class Run:
             return
         if not self._weights_are_finite():
             raise TrainingDiverged(
-                f"training stopped at step {self.training.step}: weights are no numbers any more; {self._last_saved()}"
+                "Lower the learning rate.\n"
+                f"Training stopped at step {self.training.step}: weights are no numbers any more; {self._last_saved()}"
             )
         weights, optimizer = whole(self.weights), whole(self.optimizer.state_dict())
         if self.engine.is_main_process:

@@ -28,7 +28,9 @@ def find_layers(model: nn.Module, pattern: str) -> list[str]:
         n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and re.search(pattern, f".{n}")
     ]
     if not names:
-        raise ValueError(f'no linear or convolution layer of this model is named like "{pattern}"')
+        raise ValueError(
+            f'Choose other layers.\nNo linear or convolution layer of this model is named like "{pattern}".'
+        )
     return names
 
 
@@ -125,7 +127,8 @@ class LoRA(nn.Module):
         ]
         if wrong:
             raise ValueError(
-                f'this LoRA belongs to another model or rank: "{wrong[0]}" does not fit ({len(wrong)} tensors in all)'
+                "Take the model and the rank that the LoRA was trained with.\n"
+                f'"{wrong[0]}" does not fit ({len(wrong)} tensors in all).'
             )
         for name, layer in self.layers().items():
             layer.up.copy_(state[f"{prefix}{name}.lora_up.weight"])

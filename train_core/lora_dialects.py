@@ -92,15 +92,19 @@ def plain_lora(state: dict[str, Tensor], names: Iterable[str], name: str) -> dic
     renamed, layers, strange = read_dialect(state, names)
     if strange or not layers:
         what = f"{len(strange)} of its {len(strange) + len(layers)} layers are not in this model" if strange else ""
-        raise ValueError(f'LoRA "{name}" was trained on another base: {what or "it has none of this model"}')
+        raise ValueError(
+            f'Take the model that the LoRA was trained on.\n"{name}" is of another: {what or "it has none of this one"}.'
+        )
     if halves := without_partner(renamed):
-        raise ValueError(f'LoRA "{name}" is not whole: {halves[0]} has no partner. Save or download it again')
+        raise ValueError(f'Save or download the LoRA again.\n"{name}" is not whole: {halves[0]} has no partner.')
     found = {}
     for key, tensor in renamed.items():
         match = LAYER_PART.match(key) or SIDE_PART.match(key)
         ours = "alpha" if match["part"] == ".alpha" else PLAIN_PARTS.get(re.sub(r"\.default", "", match["part"]))
         if ours is None:
-            raise ValueError(f'LoRA "{name}" has parts of another kind ({match["part"][1:]}): ComfyUI reads these')
+            raise ValueError(
+                f'Load it in ComfyUI, or take a plain LoRA.\n"{name}" has parts of another kind ({match["part"][1:]}).'
+            )
         found.setdefault(match["layer"], {})[ours] = tensor.float()
     taken = {}
     for layer, parts in found.items():

@@ -23,7 +23,7 @@ class DataOrder:
 
     def __init__(self, count: int, batch_size: int, seed: int, process_index: int = 0, num_processes: int = 1):
         if count < 1:
-            raise ValueError("there is no sample to train on: the data set is empty")
+            raise ValueError("Take a data set with pictures.\nThis one is empty: there is nothing to train on.")
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.process_index, self.num_processes = process_index, num_processes
         self._epoch, self._order = -1, []

@@ -58,7 +58,7 @@ class NoiseSchedule:
         if prediction == "v":
             alpha, sigma = self.at(t, x0)
             return alpha * noise - sigma * x0
-        raise ValueError(f'unknown prediction type "{prediction}": it is one of epsilon, v, flow')
+        raise ValueError(f'Choose epsilon, v or flow.\nThe prediction type "{prediction}" is unknown.')
 
 
 def scaled_linear_alphas_cumprod(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:

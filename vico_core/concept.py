@@ -69,7 +69,7 @@ class ViCoConcept:
             return cls._from_safetensors(path)
         if path.name.startswith("embeddings"):
             raise ValueError(
-                f'"{path.name}" is only the word of an original ViCo pair. Choose its cross_attention-….pt instead.'
+                f'Choose its cross_attention-N.pt instead.\n"{path.name}" is only the word of an original ViCo pair.'
             )
         return cls.from_original(path, _embeddings_beside(path))
 
@@ -77,12 +77,11 @@ class ViCoConcept:
     def _from_safetensors(cls, path: Path) -> "ViCoConcept":
         tensors, metadata = _read_safetensors(path)
         if metadata.get("format") != FORMAT:
-            raise ValueError(
-                f'"{path.name}" is a safetensors file but not a ViCo concept (its metadata does not say {FORMAT}).'
-            )
+            raise ValueError(f'Choose a ViCo concept.\n"{path.name}" is none: its metadata does not say {FORMAT}.')
         if metadata.get("version") != VERSION:
             raise ValueError(
-                f'"{path.name}" is a ViCo concept of version {metadata.get("version")}; this pack reads {VERSION}. Update it.'
+                "Update this pack.\n"
+                f'"{path.name}" is a ViCo concept of version {metadata.get("version")}; this pack reads {VERSION}.'
             )
         embeddings = {key.removeprefix("embedding."): t for key, t in tensors.items() if key.startswith("embedding.")}
         modules = _split(tensors, OUR_KEY)
@@ -102,7 +101,7 @@ class ViCoConcept:
             )
         except ValueError as error:
             raise ValueError(
-                f'"{path.name}" has a heading that is damaged ({error}). Download or save it again.'
+                f'Download or save the concept again.\n"{path.name}" has a heading that is damaged ({error}).'
             ) from error
 
     @classmethod
@@ -113,7 +112,9 @@ class ViCoConcept:
         cross_attention_path, embeddings_path = Path(cross_attention_path), Path(embeddings_path)
         weights = _unpickle(cross_attention_path)
         if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-            raise ValueError(f'"{cross_attention_path.name}" is not an original ViCo checkpoint (a dict of tensors).')
+            raise ValueError(
+                f'Choose a ViCo concept.\n"{cross_attention_path.name}" is no original ViCo checkpoint (a dict of tensors).'
+            )
         modules = _split(weights, ORIGINAL_KEY)
         placeholder, vector = _original_word(embeddings_path)
         embeddings = {"l": vector}  # the original knows SD1.x alone, whose one text encoder ComfyUI calls l
@@ -148,6 +149,7 @@ class ViCoConcept:
         """Writes the authors' pair. ValueError for a concept of another encoder than SD1.x's, which their code cannot load."""
         if list(self.embeddings) != ["l"] or self.family not in ("", UNET):
             raise ValueError(
+                "Choose another format.\n"
                 f"The original ViCo knows SD1.x alone; this concept is of {self.family or 'another model'} with the text encoders "
                 f"{', '.join(self.embeddings)}."
             )
@@ -174,8 +176,8 @@ def _embeddings_beside(path: Path) -> Path:
     embeddings = path.with_name(path.name.replace("cross_attention", "embeddings_gs"))
     if embeddings == path or not embeddings.is_file():
         raise ValueError(
-            f'"{path.name}" has no word beside it. An original ViCo concept is a pair: cross_attention-N.pt and embeddings_gs-N.pt '
-            "in one folder."
+            "Put its embeddings_gs-N.pt beside it.\n"
+            f'"{path.name}" is half of an original ViCo concept: the word is missing.'
         )
     return embeddings
 
@@ -189,7 +191,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
-            f'"{path.name}" is not a whole safetensors file ({error}). Download or save it again.'
+            f'Download or save the concept again.\n"{path.name}" is not a whole safetensors file ({error}).'
         ) from error
 
 
@@ -202,8 +204,8 @@ def _unpickle(path: Path):
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f'"{path.name}" was not loaded: it is broken, or holds more than the tensors of a ViCo checkpoint ({reason}). '
-            "Nothing in it was executed."
+            f'Download the concept again, or ask for a .safetensors file.\n"{path.name}" is broken, or holds more than the '
+            f"tensors of a ViCo checkpoint ({reason}). Nothing in it was executed."
         ) from error
 
 
@@ -214,14 +216,14 @@ def _original_word(path: Path) -> tuple[str, Tensor]:
         vectors = word["string_to_param"]
     except (TypeError, KeyError) as error:
         raise ValueError(
-            f'"{path.name}" is not an original ViCo embedding file (it has no string_to_param).'
+            f'Choose another concept.\n"{path.name}" is no original ViCo embedding file (it has no string_to_param).'
         ) from error
     if isinstance(
         vectors, torch.nn.ParameterDict
     ):  # files of torch 1.10 restore without the key list of later versions
         vectors = dict(vectors._parameters) or {key: vectors[key] for key in vectors}
     if len(vectors) != 1:
-        raise ValueError(f'"{path.name}" holds {len(vectors)} words; a ViCo concept has one.')
+        raise ValueError(f'Choose another concept.\n"{path.name}" holds {len(vectors)} words; a ViCo concept has one.')
     (placeholder, vector), *_ = vectors.items()
     return placeholder, vector.detach()
 
@@ -239,32 +241,35 @@ def _check(name: str, modules: dict[str, dict[str, Tensor]], embeddings: dict[st
     """The sentence that a user sees for a file that is no whole concept."""
     if not modules or not embeddings:
         raise ValueError(
-            f'"{name}" is not a ViCo concept: it has no image-attention weights' + (" or no word." if modules else ".")
+            f'Choose a ViCo concept.\n"{name}" is none: it has no {"word" if modules else "image-attention weights"}.'
         )
     for place, weights in modules.items():
         missing = [part for part in PARTS if part not in weights]
         if missing:
             raise ValueError(
-                f'"{name}" is incomplete: {place} lacks {missing[0]}'
-                + (f" and {len(missing) - 1} more." if missing[1:] else ".")
+                "Download or save the concept again.\n"
+                f'"{name}" is incomplete: {place} lacks {missing[0]} ({len(missing)} of {len(PARTS)} weights).'
             )
         _check_shapes(name, place, weights)
     for where, tensor in _named(modules, embeddings):
         if not torch.isfinite(tensor).all():
             raise ValueError(
-                f'"{name}" holds NaN or infinity in {where}: its training went wrong. Use an earlier checkpoint.'
+                f'Use an earlier checkpoint.\n"{name}" holds NaN or infinity in {where}: its training went wrong.'
             )
     for encoder, vector in embeddings.items():
         if vector.ndim != 2 or vector.shape[0] != 1:
             raise ValueError(
-                f'"{name}": the word of encoder {encoder} has shape {tuple(vector.shape)}; it must be [1, width].'
+                "Download or save the concept again.\n"
+                f'The word of encoder {encoder} in "{name}" has shape {tuple(vector.shape)}; it must be [1, width].'
             )
 
 
 def _check_places(name: str, modules: dict[str, dict[str, Tensor]], told: dict[str, int] | None) -> None:
     lost = [place for place in told or () if place not in modules]
     if lost:
-        raise ValueError(f'"{name}" is incomplete: its heading names the place {lost[0]}, whose weights it lacks.')
+        raise ValueError(
+            f'Download or save the concept again.\n"{name}" is incomplete: it lacks the weights of the place {lost[0]}.'
+        )
 
 
 def _check_shapes(name: str, place: str, weights: dict[str, Tensor]) -> None:
@@ -274,7 +279,10 @@ def _check_shapes(name: str, place: str, weights: dict[str, Tensor]) -> None:
         square = (dim, dim) if part.startswith("attn") and part.endswith("weight") else (dim,)
         expected = wide.get(part, square)
         if tuple(weights[part].shape) != expected:
-            raise ValueError(f'"{name}": {place}.{part} has shape {tuple(weights[part].shape)}; it must be {expected}.')
+            raise ValueError(
+                "Download or save the concept again.\n"
+                f'{place}.{part} of "{name}" has shape {tuple(weights[part].shape)}; it must be {expected}.'
+            )
 
 
 def _named(modules, embeddings):

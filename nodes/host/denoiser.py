@@ -23,12 +23,13 @@ def prediction_of(model_sampling) -> Prediction:
     kind = next(kind for kind in type(model_sampling).__mro__ if "calculate_denoised" in vars(kind))
     if kind not in PREDICTIONS:
         raise ValueError(
-            f"this model can be sampled but not trained here: it predicts as {kind.__name__}, and self-play is defined for "
-            "epsilon, v and flow"
+            "Connect a model that predicts epsilon, v or flow.\n"
+            f"This one can be sampled but not trained here: it predicts as {kind.__name__}."
         )
     if getattr(model_sampling, "noise_scale", 1.0) != 1.0 or getattr(model_sampling, "sigma_data", 1.0) != 1.0:
         raise ValueError(
-            "this model can be sampled but not trained here: its noise is of another width than the picture's 1"
+            "Connect another model.\n"
+            "This one can be sampled but not trained here: its noise is of another width than the picture's 1."
         )
     return PREDICTIONS[kind]
 
@@ -46,8 +47,8 @@ def check_channels(model) -> None:
     config, latent = model.model_config.unet_config, model.latent_format.latent_channels
     if "model_channels" in config and config["in_channels"] != latent:
         raise ValueError(
-            f"this U-Net reads {config['in_channels']} channels and a latent has {latent}: inpainting and pix2pix models are not "
-            "trained here. Connect the model that they were made from"
+            "Connect the model that this one was made from.\n"
+            f"It reads {config['in_channels']} channels and a latent has {latent}: inpainting and pix2pix are not trained here."
         )
 
 
@@ -112,7 +113,9 @@ def context_of(model, conditioning: list, shape: tuple[int, ...]) -> Context:
     conds = model.extra_conds(noise=noise, device=noise.device, cross_attn=cross_attn, **{**size, **options})
     unknown = [name for name, cond in conds.items() if not isinstance(cond.cond, CONDITIONS)]
     if unknown:
-        raise ValueError(f'this model is conditioned on more than text ("{unknown[0]}"), which cannot be trained here')
+        raise ValueError(
+            f'Connect a model that reads nothing but text.\nThis one reads "{unknown[0]}" too, which cannot be trained here.'
+        )
     values = {name: cond.cond for name, cond in conds.items()}
     return {name: v.detach().cpu().clone() if isinstance(v, Tensor) else v for name, v in values.items()}
 

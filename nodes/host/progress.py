@@ -67,8 +67,8 @@ class Watch:
         self.steps_done += 1
         seconds = sum(self.seconds) / len(self.seconds)
         left = round(seconds * (self.total - report.step))
-        accuracy = report.metrics.get("implicit_accuracy")
-        won = "" if accuracy is None else f", accuracy {accuracy:.2f}"
+        margin, accuracy = report.metrics.get("z"), report.metrics.get("implicit_accuracy")
+        won = "" if margin is None else f", margin {margin:.4f}, accuracy {accuracy:.2f}"
         self.say(
             f"{where}Step {report.step} of {self.total}: loss {report.loss:.4f}{won}\n"
             f"{seconds:.2f} s a step, {left // 60}:{left % 60:02} left"

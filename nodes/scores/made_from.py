@@ -20,7 +20,7 @@ def prompt_behind(graph: dict | None, node: str | None, slot: str) -> str | None
     if texts is None:
         return loaded_prompt(nodes.get(start[0]))
     if len(texts) > 1:
-        raise ValueError(f"the pictures were made from {len(texts)} prompts: write the one that counts")
+        raise ValueError(f"Write the prompt that counts.\nThe pictures were made from {len(texts)}.")
     return texts[0] if texts else None
 
 

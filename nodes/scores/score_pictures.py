@@ -50,7 +50,8 @@ class ScorePictures(io.ComfyNode):
     @classmethod
     def execute(cls, scorer, prompts, best, pictures=None, references=None, dataset=None) -> io.NodeOutput:
         if (pictures is None) == (dataset is None):
-            raise ValueError("Connect either pictures or a dataset.")
+            found = "Neither is" if dataset is None else "Both are"
+            raise ValueError(f"Connect either pictures or a dataset.\n{found} connected.")
         if dataset is None:
             told, shown, names = "", to_pictures(pictures), None
             asked = asked_for(cls, prompts, len(shown)) if scorer.needs_prompt else None
@@ -89,7 +90,7 @@ def read_all(dataset) -> tuple[str, list[Image.Image], list[str], list[str]]:
             report.kept -= 1
             report.leave_out(error.name, error.reason)
     if not found:
-        raise ValueError(f"the data set has no picture that can be scored:\n{report.text()}")
+        raise ValueError(f"Connect a dataset with pictures.\nNone of it can be scored: {report.in_a_line()}")
     pictures, prompts = zip(*found.values(), strict=True)
     return report.text(), list(pictures), list(prompts), list(found)
 

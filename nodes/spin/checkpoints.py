@@ -100,7 +100,7 @@ def network_of(
     layers, lost = (dict.fromkeys(key.rpartition(".")[0] for key in keys) for keys in (weights, missing & {*weights}))
     if lost:
         raise ValueError(
-            "Load it with its other parts beside it, or download it again.\n"
+            "Put its other parts beside it, or download it again.\n"
             f'"{name}" holds {len(layers) - len(lost)} of the {len(layers)} layers of its model ({next(iter(lost))} is missing).'
         )
     say(f"U-Net: {len(layers)} of {len(layers)} layers")
@@ -140,7 +140,8 @@ def files_of(path: Path) -> list[Path]:
     missing = [name for name in names if not (path.parent / name).is_file()]
     if missing:
         raise ValueError(
-            f'"{path.name}" is one of {count} files of a model; {", ".join(missing)} are missing beside it'
+            "Put the model's other files beside it.\n"
+            f'"{path.name}" is one of {count}; {", ".join(missing)} are missing.'
         )
     return [path.parent / name for name in names]
 
@@ -153,8 +154,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
     broken = [key for key, t in state.items() if t.is_floating_point() and not is_finite(t)]
     if broken:
         raise ValueError(
-            f'"{path.name}" has weights that are NaN or infinite ({len(broken)}, for instance {broken[0]}): the training that '
-            "made it came apart, or the file is damaged. Take an earlier one, or download it again"
+            "Take an earlier checkpoint, or download this one again.\n"
+            f'"{path.name}" has {len(broken)} weights that are NaN or infinite (for instance {broken[0]}).'
         )
     return state
 
@@ -175,7 +176,9 @@ def read_weights(file: Path) -> tuple[dict, dict | None]:
         LookupError,
         TypeError,
     ) as error:
-        raise ValueError(f'"{file.name}" is not a whole file of weights ({error}). Download it again') from error
+        raise ValueError(
+            f'Download the file again, or choose another.\n"{file.name}" is not a whole file of weights ({error}).'
+        ) from error
 
 
 def tensors_of(file: Path) -> dict[str, Tensor]:
@@ -183,7 +186,7 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
     found, _ = read_weights(file)
     tensors = {k: v for k, v in found.items() if torch.is_tensor(v)} if isinstance(found, dict) else {}
     if not tensors:
-        raise ValueError(f'"{file.name}" holds no weights')
+        raise ValueError(f'Choose another checkpoint.\n"{file.name}" holds no weights.')
     return tensors
 
 
@@ -198,18 +201,22 @@ def with_lora(model, state: dict[str, Tensor], strength: float, name: str, say: 
     renamed, layers, strange = read_dialect(comfy.lora_convert.convert_lora(state), places)
     if strange:
         raise ValueError(
-            f'LoRA "{name}" was trained on another base: {len(strange)} of its {len(strange) + len(layers)} layers are not in '
-            f"this model (for instance {strange[0]})"
+            "Connect the model that the LoRA was trained on.\n"
+            f'{len(strange)} of {len(strange) + len(layers)} layers of "{name}" are not in this one (for instance {strange[0]}).'
         )
     if halves := without_partner(renamed):
-        raise ValueError(f'LoRA "{name}" is not whole: {halves[0]} has no partner. Save or download it again')
+        raise ValueError(f'Save or download the LoRA again.\n"{name}" is not whole: {halves[0]} has no partner.')
     patches = comfy.lora.load_lora(renamed, places, log_missing=False)
     weights = model.model.state_dict()
     wrong = [key for key, patch in patches.items() if isinstance(key, str) and not fits(patch, weights[key])]
     if wrong:
-        raise ValueError(f'LoRA "{name}" was trained on another base: its {wrong[0]} has another shape')
+        raise ValueError(
+            f'Connect the model that the LoRA was trained on.\n{wrong[0]} of "{name}" has another shape in this one.'
+        )
     if lost := [layer for layer in layers if places[layer] not in patches]:
-        raise ValueError(f'LoRA "{name}": {len(lost)} layers are of a kind that ComfyUI does not read ({lost[0]})')
+        raise ValueError(
+            f'Choose another LoRA.\nComfyUI does not read the kind of {len(lost)} layers of "{name}" (for instance {lost[0]}).'
+        )
     say(f"LoRA: {len(patches)} of {len(layers)} layers")
     patched = model.clone()
     patched.add_patches(patches, strength)
@@ -231,8 +238,8 @@ def mixed(model, network, strength: float, name: str):
     strange = [k for k in {**base, **other} if k not in base or k not in other or base[k].shape != other[k].shape]
     if strange:
         raise ValueError(
-            f'"{name}" is a U-Net of another architecture than the model that it should be mixed with '
-            f"({len(strange)} weights differ, for instance {strange[0]}): leave the model input open to load it alone"
+            "Leave the model input open to load it alone.\n"
+            f'"{name}" is of another architecture than the model: {len(strange)} weights differ (for instance {strange[0]}).'
         )
     patched = model.clone()
     for key, patch in network.get_key_patches("diffusion_model.").items():

@@ -78,7 +78,7 @@ class SPINDataset(io.ComfyNode):
         if source == FROM_GRAPH and images is NOT_CONNECTED:
             listed(None, "")
         if source != FROM_GRAPH and next(Dataset(in_input(source)).samples(report := Report()), None) is None:
-            raise ValueError(f"Put captioned pictures into input/{source}.\n{report.text()}")
+            raise ValueError(f"Put captioned pictures into input/{source}.\n{report.in_a_line()}")
         return True
 
     @classmethod

@@ -20,7 +20,9 @@ def save_diffusers(model, folder: Path, metadata: dict[str, str]) -> None:
     state = {theirs: native[ours] for theirs, ours in names.items() if ours in native}
     unknown = native.keys() - set(names.values())
     if unknown:
-        raise ValueError(f"this network has weights that diffusers' U-Net has not (for instance {min(unknown)})")
+        raise ValueError(
+            f"Choose another format.\ndiffusers' U-Net has no weights such as {min(unknown)} of this model."
+        )
     save_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors", state, metadata)
     write_text(folder / "unet" / "config.json", json.dumps(config, indent=2))
 
@@ -29,11 +31,15 @@ def diffusers_config(model) -> dict:
     """UNet2DConditionModel's configuration for the host's U-Net. Raises: ValueError for networks that are none."""
     config = model.model_config.unet_config
     if "model_channels" not in config:
-        raise ValueError("only U-Nets (SD1.x, SD2.x, SDXL) have a diffusers folder here: save a LoRA or a native file")
+        raise ValueError(
+            "Save a LoRA or a native file.\nOnly U-Nets (SD1.x, SD2.x, SDXL) are written as a diffusers folder here."
+        )
     levels = len(config["channel_mult"])
     blocks = config["num_res_blocks"]
     if len(set(blocks)) != 1:
-        raise ValueError(f"diffusers' U-Net has one number of residual blocks for all levels; this one has {blocks}")
+        raise ValueError(
+            f"Choose another format.\ndiffusers' U-Net has one number of residual blocks for all levels; this has {blocks}."
+        )
     firsts = [sum(blocks[:level]) for level in range(levels)]
     depths = [config["transformer_depth"][first] for first in firsts]
     channels = [config["model_channels"] * mult for mult in config["channel_mult"]]

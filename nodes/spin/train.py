@@ -232,7 +232,11 @@ def run_training(cls, model, clip, vae, dataset, asked: TrainingRun) -> io.NodeO
     trained = train(model, clip, vae, dataset, asked, say)
     logged = [step["metrics"] for steps in trained.metrics["rounds"] for step in steps]
     losses = [step["loss"] for step in logged]
-    panel = {"loss": losses, "accuracy": [step["implicit_accuracy"] for step in logged if "implicit_accuracy" in step]}
+    panel = {
+        "loss": losses,
+        "margin": [step.get("z") for step in logged],
+        "accuracy": [step.get("implicit_accuracy") for step in logged],
+    }
     logging.info(trained.report.text())  # names what the node counts
     say(f"{trained.outcome} {trained.report.in_short()}\n{verdict(trained.metrics).splitlines()[-1]}")
     learnt = with_learnt(model, trained)

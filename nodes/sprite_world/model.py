@@ -228,7 +228,7 @@ def load_vae(path: str, autoencoder: torch.nn.Module) -> SpriteVAE:
 def require_weights(path: Path) -> str:
     if not path.is_file():
         raise ValueError(
-            f'The Sprite World\'s weights "{path.name}" are missing from {path.parent}. Reinstall the pack, or train them: '
-            "python -m vico_spin.scripts.train_sprite_world --help"
+            "Reinstall the pack, or train the Sprite World.\n"
+            f'Its weights "{path}" are missing (python -m vico_spin.scripts.train_sprite_world --help).'
         )
     return str(path)

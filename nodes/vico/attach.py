@@ -84,9 +84,7 @@ def parse_factors(text: str, count: int) -> list[float]:
         if not all(map(math.isfinite, factors)):
             raise ValueError(text)
     except ValueError as error:
-        raise ValueError(
-            f"Write place_strengths as numbers with commas between, as '1, 1, 0.5, 0'.\nIt is '{text}'."
-        ) from error
+        raise ValueError(f"Write place_strengths as numbers, as '1, 1, 0.5, 0'.\nIt is '{text}'.") from error
     factors = factors * count if len(factors) == 1 else factors
     if len(factors) != count:
         raise ValueError(

@@ -115,7 +115,7 @@ def places_of_concept(concept: ViCoConcept, model) -> list[Place]:
     if widths != concept.widths or concept.family not in ("", family):
         own = {place.name: tokens_of(network, place).dim for place in default_places(network)}
         raise ValueError(
-            "Use a concept trained on this model, or load the model that it was trained on.\n"
+            "Use a concept trained on this model, or load its own model.\n"
             f"This model ({type(model.model_config).__name__}) has no place for this ViCo concept: it sits at "
             f"{describe(concept.widths)} of {concept.family or 'another model'}; the model's places are {describe(own)} of {family}."
         )

@@ -172,7 +172,7 @@ class Subject:
         tiles = [tile_of(whole, tile.flatten(0, -3)[: whole.shape[1]]) for tile in x]
         if None in tiles:
             raise ValueError(
-                "Take the effect mask off Apply ViCo, or the node that draws in tiles.\nIts tiles cannot be found in the picture."
+                "Take off the effect mask, or the node that draws in tiles.\nIts tiles cannot be found in the picture."
             )
         height, width = x.shape[-2:]
         return torch.stack([full[row, top : top + height, left : left + width] for row, top, left in tiles])

@@ -80,13 +80,12 @@ def make_trigger(clip, identity: str, word: str, vectors: dict[str, Tensor], spo
     readers = reading(clip, tokens)
     if not set(readers) <= set(vectors):
         raise ValueError(
-            "Use the checkpoint that the concept was trained on, or one of its family.\n"
+            "Use the checkpoint of the concept, or one of its family.\n"
             f"Its word was learnt for the text encoder {', '.join(vectors)}; this CLIP has {', '.join(readers)}."
         )
     if {owner(token) for chunks in tokens.values() for token in flat(chunks)} - {None, identity}:
         raise ValueError(
-            "Give this concept another trigger word, an input of Apply ViCo.\n"
-            f'Another concept already answers to "{word}" here.'
+            f'Write another trigger word for this concept.\nAnother concept already answers to "{word}" here.'
         )
     for encoder in readers:
         check_width(clip, encoder, vectors[encoder])
@@ -98,7 +97,7 @@ def check_width(clip, encoder: str, vector: Tensor) -> None:
     width = text_model(clip.cond_stage_model, encoder).transformer.get_input_embeddings().weight.shape[1]
     if vector.shape[1] != width:
         raise ValueError(
-            "Use the checkpoint that the concept was trained on, or one of its family.\n"
+            "Use the checkpoint of the concept, or one of its family.\n"
             f"The concept's word has {vector.shape[1]} numbers; this CLIP's tokens have {width}."
         )
 

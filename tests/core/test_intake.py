@@ -82,7 +82,7 @@ def test_transparency_lies_on_white(mode):
 
 def test_only_the_named_formats_are_opened():
     """A PostScript file called .png started Ghostscript."""
-    with pytest.raises(BadFile, match=r'picture "a\.png" does not decode .it is none of PNG'):
+    with pytest.raises(BadFile, match=r'"a\.png" does not decode .it is none of PNG'):
         open_picture(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "a.png")
 
 

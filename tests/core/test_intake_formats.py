@@ -99,7 +99,7 @@ def test_members_that_are_no_ordinary_files_or_lead_out_are_left_out_by_name(tmp
 
 def test_what_is_no_archive_says_so(tmp_path):
     (tmp_path / "t.tar").write_bytes(picture())
-    with pytest.raises(BadFile, match=r'"t\.tar" is no \.tar archive'):
+    with pytest.raises(BadFile, match=r'"t\.tar" is no \.tar '):
         read(tmp_path / "t.tar")
 
 

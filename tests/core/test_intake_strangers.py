@@ -157,9 +157,9 @@ def test_kernels_code_and_quantisation_that_a_configuration_names_are_left_out(c
 @pytest.mark.parametrize(
     "file, content, sentence",
     [
-        ("vocab.json", "[1]", "no vocabulary of CLIP"),
-        ("vocab.json", '{"a": "b"}', "no vocabulary of CLIP"),
-        ("vocab.json", "{", "is no JSON"),
+        ("vocab.json", "[1]", "is none of CLIP"),
+        ("vocab.json", '{"a": "b"}', "is none of CLIP"),
+        ("vocab.json", "{", "Write the file as JSON"),
         ("merges.txt", "a b c\n", "does not belong to the vocab.json"),
         ("merges.txt", "zzz yyy\n", "does not belong to the vocab.json"),
     ],

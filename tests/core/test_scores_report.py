@@ -148,8 +148,8 @@ def test_the_command_writes_the_page_into_the_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        (["--baseline", "c"], 'no model "c"; it has a, b'),
-        (["--rounds", "a,x"], 'no model "x"'),
+        (["--baseline", "c"], 'no "c"; it has a, b'),
+        (["--rounds", "a,x"], 'no "x"'),
         (["--best-of", "9"], "Best of 9"),
     ],
 )
@@ -161,7 +161,7 @@ def test_a_report_that_cannot_be_says_why(tmp_path, capsys, options, sentence):
 
 def test_a_folder_that_is_no_run_is_said(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
-    assert "is no run" in capsys.readouterr().err
+    assert "Make a run with vico-spin evaluate first" in capsys.readouterr().err
 
 
 def test_one_prompt_alone_claims_no_spread(tmp_path):

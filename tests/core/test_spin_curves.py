@@ -15,8 +15,8 @@ def metrics(method="spin", real=0.4, accuracy=0.9, rounds=2):
 
 def test_a_round_that_learns_is_told_by_its_accuracy():
     assert verdict(metrics()).splitlines() == [
-        "Round 1: implicit accuracy 0.90, loss 0.500 (0.693 at the start).",
-        "Round 2: implicit accuracy 0.90, loss 0.500 (0.693 at the start).",
+        "Round 1: implicit accuracy 0.90, loss 0.500 (from 0.693).",
+        "Round 2: implicit accuracy 0.90, loss 0.500 (from 0.693).",
     ]
 
 

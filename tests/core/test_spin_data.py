@@ -153,10 +153,10 @@ def test_parquet_without_its_columns_is_named(tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("x.zip", b"", "is no data set"),
-        ("x.json", b"{", "is no JSON"),
-        ("y.json", b"{}", "must be a list of prompts"),
-        ("x.tsv", b"a\tb\n", "no column text, prompt, caption"),
+        ("x.zip", b"", "Choose a folder, or a file of a data set"),
+        ("x.json", b"{", "Write the file as JSON"),
+        ("y.json", b"{}", "Write a list of prompts"),
+        ("x.tsv", b"a\tb\n", "Name a column text or prompt or caption"),
     ],
 )
 def test_files_that_are_no_data_set(tmp_path, name, content, message):
@@ -168,7 +168,7 @@ def test_files_that_are_no_data_set(tmp_path, name, content, message):
 def test_an_empty_or_missing_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no picture"):
         read(tmp_path)
-    with pytest.raises(ValueError, match=r'there is no ".*nowhere"'):
+    with pytest.raises(ValueError, match=r'There is no ".*nowhere"'):
         read(tmp_path / "nowhere")
 
 
@@ -180,7 +180,7 @@ def test_transparency_lies_on_white_and_other_modes_become_rgb(tmp_path):
 
 @pytest.mark.parametrize("content", [b"no picture", picture_bytes()[:60], b""], ids=["text", "cut off", "empty"])
 def test_a_picture_that_does_not_decode_is_named(content):
-    with pytest.raises(ValueError, match=r'picture "a.png" does not decode'):
+    with pytest.raises(ValueError, match=r'Choose another picture.\n"a.png" does not decode'):
         Picture("a.png", content).open()
 
 
@@ -258,5 +258,5 @@ def test_pairs_keep_the_rejected_picture(tmp_path):
 
 
 def test_nothing_usable_says_why(tmp_path):
-    with pytest.raises(ValueError, match=r"no preference pairs(?s:.*)no second picture"):
+    with pytest.raises(ValueError, match=r"Take a data set with preference pairs(?s:.*)no second picture"):
         encode_dataset(Listed(samples()[1:2]), encoder(tmp_path, []), None, Report(), pairs=True)

@@ -99,7 +99,7 @@ def test_state_dict_survives_the_round_trip(block):
 
 
 def test_a_lora_of_another_rank_is_refused(block):
-    with pytest.raises(ValueError, match="another model or rank"):
+    with pytest.raises(ValueError, match="Take the model and the rank"):
         adapter(block, rank=2).load_lora_state_dict(adapter(block, rank=3).lora_state_dict())
 
 

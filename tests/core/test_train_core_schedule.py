@@ -70,5 +70,5 @@ def test_flow_shift_of_sd3():
 
 def test_unknown_prediction_is_refused():
     schedule = NoiseSchedule.from_flow_sigmas(flow_sigmas())
-    with pytest.raises(ValueError, match="one of epsilon, v, flow"):
+    with pytest.raises(ValueError, match="Choose epsilon, v or flow"):
         schedule.target(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([0]), "x0")

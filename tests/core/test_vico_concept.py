@@ -118,10 +118,10 @@ def with_a_wrong_shape(path):
         (truncated, "not a whole safetensors file"),
         (empty, "not a whole safetensors file"),
         (a_picture, "not a whole safetensors file"),
-        (of_another_kind, "not a ViCo concept"),
+        (of_another_kind, "Choose a ViCo concept"),
         (with_nan, "holds NaN or infinity in output_blocks.8.1.attn2.to_k.weight"),
         (with_a_part_missing, "lacks norm2.bias"),
-        (with_a_wrong_shape, "ff.net.2.weight has shape"),
+        (with_a_wrong_shape, 'ff.net.2.weight of "bad.safetensors" has shape'),
     ],
 )
 def test_a_broken_file_gets_a_sentence(tmp_path, make, sentence):
@@ -142,7 +142,7 @@ def test_a_broken_pickle_gets_a_sentence(tmp_path, content):
 def test_half_a_pair_says_what_is_missing(tmp_path):
     make_concept().save_original(tmp_path / "cross_attention-1.pt", tmp_path / "embeddings_gs-1.pt")
     (tmp_path / "embeddings_gs-1.pt").unlink()
-    with pytest.raises(ValueError, match="has no word beside it"):
+    with pytest.raises(ValueError, match=r"Put its embeddings_gs-N\.pt beside it"):
         ViCoConcept.load(tmp_path / "cross_attention-1.pt")
 
 

@@ -1,6 +1,24 @@
 """Errors stand on the node that they are about, in two lines that say first what to do."""
 
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+
+HERE = Path(__file__).parents[2]
+ROOMS = ("nodes", "intake", "scores", "spin_core", "train_core", "vico_core")
+OF_THE_COMMAND_LINE = {  # their words stand in a terminal, and name its flags
+    "nodes/spin/command_line.py",
+    *(f"scores/{name}.py" for name in ("cli", "prompts", "samples", "statistics", "vico_protocol")),
+    *(f"spin_core/{name}.py" for name in ("cli", "pipelines", "settings")),
+}
+TOLD = {"ValueError", "RuntimeError", "OSError", "BadFile", "TrainingDiverged"}
+ACTION = re.compile(
+    "(Choose|Connect|Download|Draw|Encode|Install|Leave|Let|Load|Look|Lower|Make|Name|Paint|Put|Reinstall|Run|Save|Set|Take|Train|"
+    r"Update|Use|Write)\b"
+)
 
 PLAY = {"play": "several rounds", "play.rounds": 2, "play.steps": "4", "play.learning_rate": "abc", "play.beta": "1"}
 TRAIN = {"train": "LoRA", "train.rank": 4, "batch_size": 1, "resolution": 128, "seed": 0, "run_name": "spin"}
@@ -93,3 +111,37 @@ def test_no_folder_above_comfyui_is_named(host):
         on_a_node(OSError(f'"{path}" is not there\nsecond\nthird'))
         == '"models/vico/toy.safetensors" is not there\nsecond'
     )
+
+
+def raised_texts(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of every error that is raised with words of its own; "12345678" for what is filled in."""
+    for raised in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        call = raised.exc if isinstance(raised, ast.Raise) else None
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in TOLD and call.args:
+            parts = [call.args[0], *getattr(call.args[0], "values", [])]
+            if text := "".join(told(part) for part in parts):
+                yield raised.lineno, text
+
+
+def told(part: ast.expr) -> str:
+    if isinstance(part, ast.Constant):
+        return part.value
+    return "12345678" if isinstance(part, ast.FormattedValue) else ""
+
+
+def test_every_error_says_first_what_to_do():
+    """In the nodes and in what they call, wherever an error is raised: the action, in 60 letters, and then the fact."""
+    files = [path for room in ROOMS for path in sorted((HERE / room).rglob("*.py"))]
+    sites = [
+        (path.relative_to(HERE).as_posix(), line, text)
+        for path in files
+        if path.relative_to(HERE).as_posix() not in OF_THE_COMMAND_LINE
+        for line, text in raised_texts(path)
+    ]
+    assert len(sites) > 100
+    wrong = [
+        f"{path}:{line}: {text}"
+        for path, line, text in sites
+        if text.count("\n") != 1 or len(text.splitlines()[0]) > 60 or not ACTION.match(text)
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -80,7 +80,7 @@ def test_references_reach_dino(call, scorers):
     call_with = {"scorer": scorer, "pictures": pictures, "prompts": "", "best": 1}
     best, top, _ = call("ScorePictures", **call_with, references=pictures[1:2])
     assert torch.equal(best, pictures[1:2]) and top == pytest.approx(1, abs=1e-5)
-    with pytest.raises(ValueError, match="at least one reference"):
+    with pytest.raises(ValueError, match="Connect a reference"):
         call("ScorePictures", **call_with)
 
 

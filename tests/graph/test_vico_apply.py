@@ -478,7 +478,7 @@ def test_newer_hosts_do_not_record_memory_while_it_samples(bench, monkeypatch):
         ({"concept": make_concept(width=768)}, "The concept's word has 768 numbers; this CLIP's tokens have 40"),
         ({"mask": "given"}, "the reference has none"),
         ({"place_strengths": "1, 2"}, "has 2 numbers; this model has 4 places"),
-        ({"place_strengths": "one"}, "Write place_strengths as numbers with commas"),
+        ({"place_strengths": "one"}, "Write place_strengths as numbers"),
     ],
 )
 def test_what_does_not_fit_is_said_at_apply(bench, inputs, sentence):

@@ -129,8 +129,8 @@ def trained_layers(network: torch.nn.Module, layers: LoraLayers) -> list[str]:
     if family is None:
         known = ", ".join(family.name for family in TRANSFORMERS)
         raise ValueError(
-            f"this pack does not know which layers of a {type(network).__name__} to train. It trains SD1.x, SD2.x, SDXL and "
-            f"{known}"
+            "Connect a model of another family.\n"
+            f"Which layers of a {type(network).__name__} to train is not known; those of SD1.x, SD2.x, SDXL, {known} are."
         )
     patterns = {
         "attention": family.attention,
