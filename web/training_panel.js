@@ -1,4 +1,4 @@
-/** The trainers' panel: the loss with its mean and the implicit accuracy as they come, and the previews over the steps. */
+/** The trainers' panel: the loss or the margin with its mean, and the implicit accuracy as they come; the previews over the steps. */
 
 import { api } from "../../scripts/api.js";
 import { addBox, fit, nodeOf, onNodes, takePreviews } from "./node_events.js";
@@ -6,7 +6,7 @@ import { addBox, fit, nodeOf, onNodes, takePreviews } from "./node_events.js";
 const TRAINERS = ["ViCoTrain", "SPINTrain", "SPINTrainBaseline"];
 const CURVE = 90; // pixels of height
 const SPAN = 20; // steps that the mean looks back over
-const STEP = /^(?:Round (\d+)\. )?Step (\d+) of (\d+): loss (\S+?)(?:, accuracy (\S+))?$/m;
+const STEP = /^(?:Round (\d+)\. )?Step (\d+) of (\d+): loss (\S+?)(?:, margin (\S+), accuracy (\S+))?$/m;
 const [LINE, MEAN, ACCURACY] = ["#8888", "#4c9be8", "#e0a23c"];
 
 /** The mean of each value and those up to `span` before it; what is not known yet counts for nothing. */
@@ -26,6 +26,7 @@ class Panel {
     this.box = addBox(node, "training", () => this.height());
     this.canvas = document.createElement("canvas");
     this.canvas.style.cssText = `width:100%;height:${CURVE}px;display:block`;
+    this.canvas.onclick = () => this.change();
     this.picture = document.createElement("img");
     this.picture.style.cssText = "width:100%;display:block";
     this.picture.onload = () => fit(node);
@@ -40,7 +41,7 @@ class Panel {
 
   clear() {
     this.previews?.forEach(({ address }) => URL.revokeObjectURL(address));
-    Object.assign(this, { loss: [], accuracy: [], previews: [], round: "1", before: 0, total: 1 });
+    Object.assign(this, { loss: [], margin: [], accuracy: [], previews: [], round: "1", before: 0, total: 1 });
     this.picture.removeAttribute("src");
     this.label.textContent = this.slider.style.display = "";
     this.slider.style.display = "none";
@@ -53,13 +54,14 @@ class Panel {
     return CURVE + strip;
   }
 
-  /** A line of progress: round, step and total, loss, accuracy. */
-  step(round = "1", step, total, loss, accuracy) {
+  /** A line of progress: round, step and total, loss; of pairs margin and accuracy too. */
+  step(round = "1", step, total, loss, margin, accuracy) {
     if (round !== this.round) this.before = this.loss.length;
     this.round = round;
     this.total = this.before + Number(total);
-    this.loss[this.before + Number(step) - 1] = Number(loss);
-    if (accuracy) this.accuracy[this.before + Number(step) - 1] = Number(accuracy);
+    const at = this.before + Number(step) - 1;
+    this.loss[at] = Number(loss);
+    if (margin) [this.margin[at], this.accuracy[at]] = [Number(margin), Number(accuracy)];
     this.draw();
   }
 
@@ -81,10 +83,16 @@ class Panel {
   /** What the run came to, whole: a resumed or cached one too. */
   take({ training }) {
     if (!training) return;
-    [this.loss, this.accuracy] = [training[0].loss, training[0].accuracy ?? []];
+    Object.assign(this, training[0]);
     this.total = this.loss.length;
     this.draw();
     fit(this.node);
+  }
+
+  /** A click: the margin instead of the loss, where there is one, and back. */
+  change() {
+    this.other = !this.other;
+    this.draw();
   }
 
   draw() {
@@ -95,7 +103,10 @@ class Panel {
   paint() {
     const [width, height] = [(this.canvas.width = 2 * (this.canvas.clientWidth || 300)), (this.canvas.height = 2 * CURVE)];
     const pen = this.canvas.getContext("2d");
-    const known = this.loss.filter(Number.isFinite);
+    const paired = this.margin.some(Number.isFinite);
+    const shown = paired && this.other ? "margin" : "loss";
+    const values = this[shown];
+    const known = values.filter(Number.isFinite);
     pen.font = "20px sans-serif";
     pen.fillStyle = getComputedStyle(this.box).color;
     if (!known.length) return pen.fillText("loss, step by step, while it trains", 8, 26);
@@ -108,13 +119,15 @@ class Panel {
       values.forEach((value, i) => Number.isFinite(value) && pen.lineTo(x(i), height - 4 - ((height - 40) * (value - low)) / (high - low || 1)));
       pen.stroke();
     };
-    line(this.loss, LINE, [low, high]);
-    line(means(this.loss), MEAN, [low, high]);
+    line(values, LINE, [low, high]);
+    line(means(values), MEAN, [low, high]);
     line(means(this.accuracy), ACCURACY, [0, 1]);
     pen.fillStyle = MEAN;
-    pen.fillText(`loss ${means(this.loss).at(-1).toFixed(4)} (mean of ${SPAN})`, 8, 22);
+    pen.fillText(`${shown} ${means(values).at(-1).toFixed(4)} (mean of ${SPAN})`, 8, 22);
+    if (!paired) return;
+    pen.fillText(shown === "loss" ? "click: margin" : "click: loss", 8, 46);
     pen.fillStyle = ACCURACY;
-    if (this.accuracy.length) pen.fillText(`accuracy ${means(this.accuracy).at(-1).toFixed(2)}`, width - 180, 22);
+    pen.fillText(`accuracy ${means(this.accuracy).at(-1).toFixed(2)}`, width - 180, 22);
   }
 }
 

@@ -6,8 +6,9 @@ import { api } from "../../scripts/api.js";
 const WORDS = "$$node-text-preview"; // the host's widget for a node's progress text
 const ERROR = "Error: "; // as nodes/host/errors.py marks it
 
-function takeErrorsOff() {
-  for (const node of app.rootGraph?.nodes ?? app.graph.nodes) {
+function takeErrorsOff(graph) {
+  for (const node of graph.nodes) {
+    if (node.subgraph) takeErrorsOff(node.subgraph);
     const place = node.widgets?.findIndex((widget) => widget.name === WORDS) ?? -1;
     if (place < 0 || !String(node.widgets[place].value).startsWith(ERROR)) continue;
     node.widgets[place].onRemove?.();
@@ -18,5 +19,5 @@ function takeErrorsOff() {
 
 app.registerExtension({
   name: "vico-spin.words",
-  setup: () => api.addEventListener("promptQueueing", takeErrorsOff),
+  setup: () => api.addEventListener("promptQueueing", () => takeErrorsOff(app.rootGraph ?? app.graph)),
 });

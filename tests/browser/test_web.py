@@ -74,6 +74,42 @@ def test_training_is_seen_and_a_click_chooses_the_step_that_is_saved(open_page, 
 
 
 @RENDERERS
+def test_a_click_on_self_plays_curve_shows_the_margin(open_page, vue):
+    """While it trains, the panel's margin and accuracy are those of the words; after it, those of the metrics."""
+    page = open_page(vue)
+    page.open(ROOT / "workflows" / "spin_self_play.json")
+    page.page.evaluate(
+        "app.graph.nodes.filter(n => /KSampler|SaveImage/.test(n.type)).forEach(n => app.graph.remove(n))"
+    )
+    steps = {"play.steps": 4, "batch_size": 1, "run_name": f"margin {vue}"}
+    page.set(SPINTrain=steps, SPINOpponent={"steps": 1}, SpriteWorldPictures={"number": 4})
+    page.page.evaluate("""() => {
+        const train = app.graph.nodes.find(n => n.type === 'SPINTrain'), any = LiteGraph.createNode('PreviewAny');
+        app.graph.add(any); train.connect(train.findOutputSlot('metrics'), any, 0); any.pos = [1720, 1200];
+        window.seen = [];
+        const step = train.vicoSpinPanel.step;
+        train.vicoSpinPanel.step = function (...told) { step.apply(this, told); seen.push([...this.margin]) };
+    }""")
+    assert page.run_to_its_end() == "execution_success"
+    assert [len(margin) for margin in page.page.evaluate("seen")] == [1, 2, 3, 4]
+    text = "app.graph.nodes.find(n => n.type === 'PreviewAny').widgets.find(w => w.value?.includes?.('rounds'))?.value"
+    page.page.wait_for_function(text)
+    logged = [step["metrics"] for step in json.loads(page.page.evaluate(text))["rounds"][0]]
+    panel = "app.graph.nodes.find(n => n.type === 'SPINTrain').vicoSpinPanel"
+    for name, metric in (("margin", "z"), ("accuracy", "implicit_accuracy")):
+        assert page.page.evaluate(f"{panel}.{name}") == [step[metric] for step in logged]
+    before = page.page.evaluate(f"{panel}.canvas.toDataURL()")
+    page.page.evaluate(f"{panel}.canvas.click()")
+    page.page.wait_for_function(f"{panel}.canvas.toDataURL() !== '{before}'")
+    page.page.evaluate(
+        "app.canvas.ds.scale = 1; app.canvas.centerOnNode(app.graph.nodes.find(n => n.type === 'SPINTrain'))"
+    )
+    page.page.wait_for_timeout(500)
+    page.screenshot(f"margin_{'vue' if vue else 'litegraph'}")
+    assert page.errors == []
+
+
+@RENDERERS
 def test_votes_by_keys_live_through_a_reload_and_become_a_win_rate(open_page, vue):
     page = open_page(vue)
     page.page.evaluate("""() => {
