@@ -6,8 +6,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 # What the Load nodes offer beside a person's own files, so that there is something to load on a fresh install.
 EXAMPLE = "(Sprite World example)"
+EXAMPLE_2 = "(Sprite World example, robot)"
 EXAMPLE_DIT = "(Sprite World DiT example)"
 EXAMPLE_CONCEPT = WEIGHTS / "example_concept.safetensors"
+EXAMPLE_ROBOT = WEIGHTS / "example_robot.safetensors"
 EXAMPLE_CONCEPT_DIT = WEIGHTS / "example_concept_dit.safetensors"
 EXAMPLE_LORA = WEIGHTS / "example_spin_lora.safetensors"
 

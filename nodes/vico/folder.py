@@ -5,12 +5,12 @@ from pathlib import Path
 
 import folder_paths
 
-from ...sprite_world import EXAMPLE, EXAMPLE_CONCEPT, EXAMPLE_CONCEPT_DIT, EXAMPLE_DIT
+from ...sprite_world import EXAMPLE, EXAMPLE_2, EXAMPLE_CONCEPT, EXAMPLE_CONCEPT_DIT, EXAMPLE_DIT, EXAMPLE_ROBOT
 from ..host.folders import register_folder
 
 FOLDER = "vico"
 
-EXAMPLES = {EXAMPLE: EXAMPLE_CONCEPT, EXAMPLE_DIT: EXAMPLE_CONCEPT_DIT}
+EXAMPLES = {EXAMPLE: EXAMPLE_CONCEPT, EXAMPLE_2: EXAMPLE_ROBOT, EXAMPLE_DIT: EXAMPLE_CONCEPT_DIT}
 
 register_folder(FOLDER, {".safetensors", ".pt"})
 
