@@ -56,7 +56,7 @@ def check_types(network: nn.Module) -> None:
     """ValueError for what cannot be put together from parts on every machine."""
     small = next((name for name, weight in network.named_parameters() if weight.element_size() < 2), None)
     if small is not None or any(isinstance(p, comfy.ops.QuantizedTensor) for p in network.parameters()):
-        raise ValueError("--shard takes weights of 16 or 32 bits, and this file has smaller ones: leave --shard out")
+        raise ValueError("Leave --shard out.\nIt takes weights of 16 or 32 bits, and this file has smaller ones.")
 
 
 @torch.no_grad()
