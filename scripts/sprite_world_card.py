@@ -86,8 +86,8 @@ CARDS = {
             "U-Net and text encoder",
             "min-SNR weights",
             "two cores",
-            "| the examples of the Load nodes | `python -m vico_spin.scripts.make_examples`: a concept of a creature that the "
-            "world's model never saw, and a LoRA of one round of self-play, in float16 |\n",
+            "| the examples of the Load nodes | `python -m vico_spin.scripts.make_examples`: concepts of two creatures that "
+            "the world's model never saw, and a LoRA of one round of self-play, in float16 |\n",
         ),
         Architecture(
             "DiT",
