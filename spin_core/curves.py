@@ -1,7 +1,6 @@
 """What the logged numbers say: the curves as a picture, and a verdict in words."""
 
 import io
-import math
 
 from PIL import Image
 
@@ -17,6 +16,7 @@ PANELS = (  # title, the metrics in it, a line for orientation
     ("gradient weight", ("weight",), 0.5),
     ("drift from the opponent", ("drift",), None),
 )
+SCORED = ("score of the previews", ("score",), None)  # where a scorer rated them
 TAIL = 20  # steps that a verdict looks back over
 COLLAPSE = 2.0  # a real error that many times the opponent's: the player no longer draws
 STILL = 0.02  # implicit accuracy this close to 0.5 at the end of a round: nothing was learnt
@@ -30,8 +30,21 @@ def tail_mean(steps: list[dict], name: str) -> float:
 
 def verdict(metrics: dict) -> str:
     """A sentence a round: what the loss alone does not say. metrics: as the trainers write them."""
-    told = (round_verdict(number, steps) for number, steps in enumerate(metrics["rounds"], start=1) if steps)
-    return "\n".join(told)
+    rounds = ((number, steps) for number, steps in enumerate(metrics["rounds"], start=1) if steps)
+    return "\n".join(round_verdict(number, steps) + score_verdict(steps) for number, steps in rounds)
+
+
+def score_verdict(steps: list[dict]) -> str:
+    """Which step the scorer liked best, and what it gave the last one."""
+    scores = {number: step["metrics"]["score"] for number, step in enumerate(steps, start=1) if is_scored([step])}
+    if not scores:
+        return ""
+    best, last = max(scores, key=scores.get), max(scores)
+    return f" Best score {scores[best]:.4f}, after step {best}; {scores[last]:.4f} after step {last}."
+
+
+def is_scored(steps: list[dict]) -> bool:
+    return any("score" in step["metrics"] for step in steps)
 
 
 def is_paired(steps: list[dict]) -> bool:
@@ -63,17 +76,17 @@ def draw_curves(metrics: dict) -> Image.Image:
     from matplotlib.figure import Figure
 
     steps = [step for round_steps in metrics["rounds"] for step in round_steps]
-    panels = PANELS if is_paired(steps) else PANELS[:1]
-    figure = Figure(figsize=(12, 6) if len(panels) > 1 else (6, 4), layout="constrained")
-    axes = figure.subplots(2 if len(panels) > 1 else 1, 3 if len(panels) > 1 else 1, squeeze=False).flatten()
-    for axis, (title, names, level) in zip(axes, panels, strict=True):
+    panels = (PANELS if is_paired(steps) else PANELS[:1]) + ((SCORED,) if is_scored(steps) else ())
+    rows = 2 if len(panels) > 2 else 1
+    columns = -(-len(panels) // rows)
+    figure = Figure(figsize=(12, 6) if rows > 1 else (6 * columns, 4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, names, level) in zip(axes, panels, strict=False):
         for name in names:
-            axis.plot(
-                range(1, len(steps) + 1),
-                [step["metrics"].get(name, math.nan) for step in steps],
-                label=name,
-                linewidth=1,
-            )
+            known = {n: step["metrics"][name] for n, step in enumerate(steps, start=1) if name in step["metrics"]}
+            axis.plot(known.keys(), known.values(), label=name, linewidth=1, marker="o" if name == "score" else None)
         if title == "loss":
             level = start_of_pairs(steps)
         if level is not None:

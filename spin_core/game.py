@@ -24,11 +24,14 @@ from ..intake import write_atomically
 from ..train_core import (
     CheckpointFolder,
     Engine,
+    HeldOut,
     LoopSettings,
     MixedPrecision,
     StepReport,
     Training,
+    best_step,
     keyed_generator,
+    load_trained,
     read_identity,
     save_tensors,
     train,
@@ -136,7 +139,10 @@ class Game:
 
 @dataclass(frozen=True)
 class Run:
-    """What all rounds of a run share. earlier: folders of runs that it may go on from, where a round is the same."""
+    """What all rounds of a run share. earlier: folders of runs that it may go on from, where a round is the same.
+
+    held_out: scores what the player draws as it learns. keep_best: a round comes to its best step, and not to its last one.
+    """
 
     corpus: Corpus
     settings: RoundSettings
@@ -147,6 +153,8 @@ class Run:
     pictures: Path | None = None
     method: str = "spin"
     earlier: tuple[Path, ...] = ()
+    held_out: HeldOut | None = None
+    keep_best: bool = False
 
     @property
     def picture_folder(self) -> Path:
@@ -274,6 +282,7 @@ def learn(player: Player, run: Run, number: int, make_step, other, opponent_hash
             reporter(run, number),
             checkpoints,
             run.return_on,
+            run.held_out,
         )
         if player.opponent_hash() != opponent_hash:
             raise RuntimeError(
@@ -281,11 +290,20 @@ def learn(player: Player, run: Run, number: int, make_step, other, opponent_hash
                 f"The opponent's weights changed in round {number}: what was learnt is not to be used."
             )
         if training.stopped_by is None:
+            if (step := kept_step(run, training.history)) != training.step:
+                trained = {name: p for name, p in player.trained.named_parameters() if p.requires_grad}
+                load_trained(trained, checkpoints.load(step)["weights"])
             learnt = player.result()
             if run.engine.is_main_process:
                 write_result(learnt, player, training, run, number, opponent_hash)
     run.engine.wait_for_everyone()
     return training
+
+
+def kept_step(run: Run, history: Sequence[StepReport]) -> int:
+    """The step that a round comes to."""
+    best = best_step(history) if run.keep_best else None
+    return len(history) if best is None else best
 
 
 def batches(player: Player, run: Run, number: int, other: Callable[[int], Tensor] | None) -> PairBatches:
@@ -324,9 +342,11 @@ def identity(player: Player, run: Run, number: int, opponent_hash: str) -> dict:
         del per_round["steps"]  # a longer round begins as a shorter one: it can be extended
     for free in ("checkpoint_every", "low_memory"):  # change how a run is done, and not what it comes to
         del settings[free]
+    scored = {"held_out": run.held_out.made_from} if run.held_out else {}
     return {
         **settings,
         **per_round,
+        **scored,
         "method": run.method,
         "player": player.kind,
         "round": number,
@@ -344,13 +364,14 @@ def write_result(
     metadata = {
         "identity": json.dumps(identity(player, run, number, opponent_hash)),
         "history": json.dumps([asdict(report) for report in training.history]),
+        "step": str(kept_step(run, training.history)),
     }
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in learnt.items()}
     save_tensors(run.round_folder(number) / "result.safetensors", contiguous, metadata)
 
 
 def adopt(player: Player, run: Run, number: int, opponent_hash: str) -> None:
-    """Begins a round where an earlier run with other steps or rounds left it: by a copy of its checkpoint."""
+    """Begins a round where an earlier run with other steps or rounds left it: by copies of its newest checkpoint and its best."""
     if run.round_folder(number).exists():
         return
     wanted, steps = identity(player, run, number, opponent_hash), of_round(run.settings.steps, number)
@@ -362,7 +383,8 @@ def adopt(player: Player, run: Run, number: int, opponent_hash: str) -> None:
     ]
     if found and run.engine.is_main_process:
         _, newest = max(found)
-        write_atomically(run.round_folder(number) / newest.name, lambda temporary: shutil.copyfile(newest, temporary))
+        for file in sorted(file for _, file in found if file.parent == newest.parent):
+            write_atomically(run.round_folder(number) / file.name, partial(shutil.copyfile, file))
     run.engine.wait_for_everyone()
 
 
@@ -371,7 +393,7 @@ def is_same(found: dict, wanted: dict) -> bool:
 
 
 def finished(player: Player, run: Run, number: int, opponent_hash: str) -> Training | None:
-    """The round as a former run finished it, applied to the player; None where it has yet to be played, or to be extended.
+    """The round as a former run finished it, applied to the player; None where it has yet to be played, extended or chosen from.
 
     Raises: ValueError where it has more steps than are asked for, or a round after it stands in the way of more.
     """
@@ -391,9 +413,11 @@ def finished(player: Player, run: Run, number: int, opponent_hash: str) -> Train
         [StepReport(**report) for report in json.loads(metadata["history"])],
         of_round(run.settings.steps, number),
     )
-    if len(history) < steps and not run.round_folder(number + 1).exists():
+    over = len(history) == steps or (len(history) < steps and run.held_out and run.held_out.is_over(history))
+    same = over and kept_step(run, history) == int(metadata.get("step", len(history)))
+    if not same and len(history) <= steps and not run.round_folder(number + 1).exists():
         return None
-    if len(history) != steps:
+    if not same:
         raise ValueError(
             f"Set steps to {len(history)}, or name another run.\n"
             f'Round {number} in "{run.folder}" has as many, and {steps} are asked for: only the last round can go on longer.'

@@ -3,7 +3,8 @@
 from .checkpoint import CheckpointFolder, is_whole, read_identity, read_state, save_tensors
 from .denoiser import Context, Denoiser, MixedPrecision, cat_contexts, map_context
 from .engine import Engine, LocalEngine
-from .loop import LoopSettings, Objective, StepReport, Training, TrainingDiverged, lr_factor, train
+from .held_out import SCORE, HeldOut, best_step
+from .loop import LoopSettings, Objective, StepReport, Training, TrainingDiverged, load_trained, lr_factor, train
 from .lora import UNET_LAYERS, LoRA, find_layers, lora_delta, lora_of_parameters, stack_lora
 from .memory import Allocated, gradient_checkpointing
 from .randomness import DataOrder, keyed_generator, random_states, restore_random_states, weights_hash
@@ -11,6 +12,7 @@ from .schedule import NoiseSchedule, Prediction, flow_sigmas, scaled_linear_alph
 from .sharding import load_weights, shard, whole
 
 __all__ = [
+    "SCORE",
     "UNET_LAYERS",
     "Allocated",
     "CheckpointFolder",
@@ -18,6 +20,7 @@ __all__ = [
     "DataOrder",
     "Denoiser",
     "Engine",
+    "HeldOut",
     "LoRA",
     "LocalEngine",
     "LoopSettings",
@@ -28,12 +31,14 @@ __all__ = [
     "StepReport",
     "Training",
     "TrainingDiverged",
+    "best_step",
     "cat_contexts",
     "find_layers",
     "flow_sigmas",
     "gradient_checkpointing",
     "is_whole",
     "keyed_generator",
+    "load_trained",
     "load_weights",
     "lora_delta",
     "lora_of_parameters",

@@ -78,14 +78,15 @@ class CheckpointFolder:
     def file(self, step: int) -> Path:
         return Path(self.path) / NAME.format(step=step)
 
-    def save(self, step: int, state: dict) -> Path:
-        """Writes the state of `step` and lets the oldest checkpoints beyond `keep` go."""
+    def save(self, step: int, state: dict, spared: int | None = None) -> Path:
+        """Writes the state of `step` and lets the oldest checkpoints beyond `keep` go, but for that of step `spared`."""
         tensors: dict[str, Tensor] = {}
         packed = pack({"step": step, "identity": self.identity, **state}, "", tensors)
         save_tensors(self.file(step), tensors, {"format": "train_core 1", "state": json.dumps(packed)})
         if self.keep is not None:
             for old in self.steps()[: -self.keep]:
-                self.file(old).unlink()
+                if old != spared:
+                    self.file(old).unlink()
         return self.file(step)
 
     def load(self, step: int | None = None) -> dict | None:

@@ -7,7 +7,7 @@ randomness.keyed_generator). On one CPU process a resumed run then equals an uni
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .checkpoint import CheckpointFolder
 from .engine import Engine
+from .held_out import SCORE, HeldOut, best_step
 from .randomness import random_states, restore_random_states
 from .sharding import is_sharded, laid_out_as, lay_out_optimizer_state, whole
 
@@ -105,20 +106,25 @@ def train(
     on_step: Callable[[StepReport], None] | None = None,
     checkpoints: CheckpointFolder | None = None,
     return_on: tuple[type[BaseException], ...] = (),
+    held_out: HeldOut | None = None,
 ) -> Training:
     """Trains the parameters of `trained` that require a gradient.
 
     batch_at(i) is micro-batch i of this process (accumulation included: step·accumulation + place). optimizer: prepared
     by the engine; each group's "lr" is its peak. on_step runs after every step and may raise to stop. Whatever ends the
     run, the last whole step is saved; exceptions of the types in `return_on` end it without being raised again.
+    held_out: scores the model as it learns; the checkpoint of the best step stays beside the newest ones.
 
     Raises: TrainingDiverged where loss or gradient is not finite, before the weights are touched.
     """
-    run = Run(objective, batch_at, trained, optimizer, settings, engine, checkpoints)
+    run = Run(objective, batch_at, trained, optimizer, settings, engine, checkpoints, held_out)
     run.resume()
     try:
-        while run.training.step < settings.steps:
-            report = run.step()
+        run.measure()  # where a run was stopped between a step and its score
+        while not run.is_over():
+            run.step()
+            run.measure()
+            report = run.training.history[-1]
             if settings.checkpoint_every and report.step % settings.checkpoint_every == 0:
                 run.save()
             if on_step is not None:
@@ -136,9 +142,9 @@ def train(
 class Run:
     """The parts of one run of `train`, and where it stands."""
 
-    def __init__(self, objective, batch_at, trained, optimizer, settings, engine, checkpoints):
+    def __init__(self, objective, batch_at, trained, optimizer, settings, engine, checkpoints, held_out=None):
         self.objective, self.batch_at, self.trained, self.optimizer = objective, batch_at, trained, optimizer
-        self.settings, self.engine, self.checkpoints = settings, engine, checkpoints
+        self.settings, self.engine, self.checkpoints, self.held_out = settings, engine, checkpoints, held_out
         self.weights = {n: p for n, p in engine.unwrap_model(trained).named_parameters() if p.requires_grad}
         if not self.weights:
             raise ValueError("Choose layers to train.\nNo parameter of the module requires a gradient.")
@@ -149,7 +155,24 @@ class Run:
         self.weights_are_whole = True
         self.skipped = 0
 
-    def step(self) -> StepReport:
+    def is_over(self) -> bool:
+        """Whether all steps are done, or the score no longer rises."""
+        history = self.training.history
+        return self.training.step >= self.settings.steps or bool(self.held_out and self.held_out.is_over(history))
+
+    def measure(self) -> None:
+        """Scores the last step where that is due. The best one so far is saved at once."""
+        history = self.training.history
+        if self.held_out is None or not self.held_out.is_due(history):
+            return
+        score = self.held_out.score()
+        restore_random_states(self.states, self.engine.device)
+        history[-1] = replace(history[-1], metrics=history[-1].metrics | {SCORE: score})
+        self.saved_step = None  # a checkpoint of this step would lack its score
+        if best_step(history) == history[-1].step:
+            self.save()
+
+    def step(self) -> None:
         """One optimiser step over `accumulation` micro-batches."""
         start = time.perf_counter()
         number = self.training.step
@@ -163,11 +186,9 @@ class Run:
         self.weights_are_whole = True
         self.optimizer.zero_grad()
         lr = self.optimizer.param_groups[0]["lr"]
-        report = StepReport(number + 1, metrics, grad_norm, lr, time.perf_counter() - start)
-        self.training.step = report.step
-        self.training.history.append(report)
+        self.training.history.append(StepReport(number + 1, metrics, grad_norm, lr, time.perf_counter() - start))
+        self.training.step = number + 1
         self.states = random_states(self.engine.device)
-        return report
 
     def _set_lr(self, number: int) -> None:
         factor = lr_factor(number, self.settings)
@@ -249,24 +270,13 @@ class Run:
                 f"Set steps to {state['step']} or more, or name another run.\n"
                 f'"{self.checkpoints.path}" has as many already, and {self.settings.steps} are asked for.'
             )
-        self._load_weights(state["weights"])
+        load_trained(self.weights, state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         lay_out_optimizer_state(self.optimizer)
         self.training.step = self.saved_step = state["step"]
         self.training.history = [StepReport(**report) for report in state["history"]]
         self.states = state["random"]
         restore_random_states(self.states, self.engine.device)
-
-    def _load_weights(self, saved: dict[str, Tensor]) -> None:
-        missing = sorted(self.weights.keys() ^ saved.keys())
-        if missing:
-            raise ValueError(
-                "Name another run.\n"
-                f'The checkpoint trains other weights than this run: "{missing[0]}" is in one of them only.'
-            )
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(laid_out_as(saved[name], weight))
 
     def save(self) -> None:
         """Writes the checkpoint of the last whole step, once."""
@@ -281,7 +291,7 @@ class Run:
         if self.engine.is_main_process:
             history = [asdict(report) for report in self.training.history]
             state = {"weights": weights, "optimizer": optimizer, "history": history, "random": self.states}
-            self.checkpoints.save(self.training.step, state)
+            self.checkpoints.save(self.training.step, state, spared=best_step(self.training.history))
         self.engine.wait_for_everyone()
         self.saved_step = self.training.step
 
@@ -303,3 +313,16 @@ class Run:
             if self.saved_step is None
             else f"the last good checkpoint is that of step {self.saved_step}"
         )
+
+
+def load_trained(weights: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    """A checkpoint's weights into those that are trained. Raises: ValueError where they are not the same."""
+    missing = sorted(weights.keys() ^ saved.keys())
+    if missing:
+        raise ValueError(
+            "Name another run.\n"
+            f'The checkpoint trains other weights than this run: "{missing[0]}" is in one of them only.'
+        )
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(laid_out_as(saved[name], weight))

@@ -1,4 +1,4 @@
-/** The trainers' panel: the loss or the margin with its mean, and the implicit accuracy as they come; the previews over the steps. */
+/** The trainers' panel: the loss or the margin with its mean, the implicit accuracy and the score as they come; the previews over the steps. */
 
 import { api } from "../../scripts/api.js";
 import { addBox, fit, nodeOf, onNodes, takePreviews } from "./node_events.js";
@@ -6,8 +6,8 @@ import { addBox, fit, nodeOf, onNodes, takePreviews } from "./node_events.js";
 const TRAINERS = ["ViCoTrain", "SPINTrain", "SPINTrainBaseline"];
 const CURVE = 90; // pixels of height
 const SPAN = 20; // steps that the mean looks back over
-const STEP = /^(?:Round (\d+)\. )?Step (\d+) of (\d+): loss (\S+?)(?:, margin (\S+), accuracy (\S+))?$/m;
-const [LINE, MEAN, ACCURACY] = ["#8888", "#4c9be8", "#e0a23c"];
+const STEP = /^(?:Round (\d+)\. )?Step (\d+) of (\d+): loss (\S+?)(?:, margin (\S+), accuracy (\S+?))?(?:, score (\S+))?$/m;
+const [LINE, MEAN, ACCURACY, SCORE] = ["#8888", "#4c9be8", "#e0a23c", "#5fb878"];
 
 /** The mean of each value and those up to `span` before it; what is not known yet counts for nothing. */
 export function means(values, span = SPAN) {
@@ -41,7 +41,7 @@ class Panel {
 
   clear() {
     this.previews?.forEach(({ address }) => URL.revokeObjectURL(address));
-    Object.assign(this, { loss: [], margin: [], accuracy: [], previews: [], round: "1", before: 0, total: 1 });
+    Object.assign(this, { loss: [], margin: [], accuracy: [], score: [], previews: [], round: "1", before: 0, total: 1 });
     this.picture.removeAttribute("src");
     this.label.textContent = this.slider.style.display = "";
     this.slider.style.display = "none";
@@ -54,14 +54,15 @@ class Panel {
     return CURVE + strip;
   }
 
-  /** A line of progress: round, step and total, loss; of pairs margin and accuracy too. */
-  step(round = "1", step, total, loss, margin, accuracy) {
+  /** A line of progress: round, step and total, loss; of pairs margin and accuracy too; score. */
+  step(round = "1", step, total, loss, margin, accuracy, score) {
     if (round !== this.round) this.before = this.loss.length;
     this.round = round;
     this.total = this.before + Number(total);
     const at = this.before + Number(step) - 1;
     this.loss[at] = Number(loss);
     if (margin) [this.margin[at], this.accuracy[at]] = [Number(margin), Number(accuracy)];
+    if (score) this.score[at] = Number(score);
     this.draw();
   }
 
@@ -83,7 +84,7 @@ class Panel {
   /** What the run came to, whole: a resumed or cached one too. */
   take({ training }) {
     if (!training) return;
-    Object.assign(this, training[0]);
+    Object.assign(this, { score: [] }, training[0]);
     this.total = this.loss.length;
     this.draw();
     fit(this.node);
@@ -110,21 +111,28 @@ class Panel {
     pen.font = "20px sans-serif";
     pen.fillStyle = getComputedStyle(this.box).color;
     if (!known.length) return pen.fillText("loss, step by step, while it trains", 8, 26);
-    const [low, high] = known.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
+    const range = (values) => values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
+    const [low, high] = range(known);
+    const scores = this.score.filter(Number.isFinite);
+    const top = scores.length ? 56 : 36;
     const x = (i) => 4 + ((width - 8) * (i + 1)) / Math.max(this.total, this.loss.length);
     const line = (values, colour, [low, high]) => {
       pen.beginPath();
       pen.strokeStyle = colour;
       pen.lineWidth = 2;
-      values.forEach((value, i) => Number.isFinite(value) && pen.lineTo(x(i), height - 4 - ((height - 40) * (value - low)) / (high - low || 1)));
+      values.forEach((value, i) => Number.isFinite(value) && pen.lineTo(x(i), height - 4 - ((height - 4 - top) * (value - low)) / (high - low || 1)));
       pen.stroke();
     };
     line(values, LINE, [low, high]);
     line(means(values), MEAN, [low, high]);
     line(means(this.accuracy), ACCURACY, [0, 1]);
+    line(this.score, SCORE, range(scores));
     pen.fillStyle = MEAN;
     pen.fillText(`${shown} ${means(values).at(-1).toFixed(4)} (mean of ${SPAN})`, 8, 22);
+    pen.fillStyle = SCORE;
+    if (scores.length) pen.fillText(`score ${scores.at(-1).toFixed(3)}, best ${range(scores)[1].toFixed(3)}`, width - 260, 46);
     if (!paired) return;
+    pen.fillStyle = MEAN;
     pen.fillText(shown === "loss" ? "click: margin" : "click: loss", 8, 46);
     pen.fillStyle = ACCURACY;
     pen.fillText(`accuracy ${means(this.accuracy).at(-1).toFixed(2)}`, width - 180, 22);

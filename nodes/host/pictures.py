@@ -8,6 +8,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+ROW = 4  # pictures beside each other in a strip
+
 
 def to_image(*pictures: Image.Image) -> Tensor:
     """Pictures of one size as IMAGE: [B, H, W, 3]."""
@@ -21,5 +23,7 @@ def to_pictures(image: Iterable[Tensor]) -> list[Image.Image]:
 
 
 def strip(image: Tensor) -> Tensor:
-    """A batch side by side: [B, H, W, 3] to [1, H, B·W, 3]."""
-    return rearrange(image, "b h w c -> 1 h (b w) c")
+    """A batch side by side, in rows of four: [B, H, W, 3] to [1, rows·H, columns·W, 3]; places without a picture are black."""
+    columns = min(ROW, len(image))
+    missing = image.new_zeros(-len(image) % columns, *image.shape[1:])
+    return rearrange(torch.cat([image, missing]), "(r b) h w c -> 1 (r h) (b w) c", b=columns)

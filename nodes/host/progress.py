@@ -12,7 +12,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ...train_core import StepReport
+from ...train_core import SCORE, StepReport
 
 PREVIEW_SIDE, SHEET_SIDE = 512, 1536  # pixels at most, of previews and of whole grids
 STEPS_TIMED = 20  # the time left is told by as many last steps
@@ -69,8 +69,9 @@ class Watch:
         left = round(seconds * (self.total - report.step))
         margin, accuracy = report.metrics.get("z"), report.metrics.get("implicit_accuracy")
         won = "" if margin is None else f", margin {margin:.4f}, accuracy {accuracy:.2f}"
+        scored = f", score {report.metrics[SCORE]:.4f}" if SCORE in report.metrics else ""
         self.say(
-            f"{where}Step {report.step} of {self.total}: loss {report.loss:.4f}{won}\n"
+            f"{where}Step {report.step} of {self.total}: loss {report.loss:.4f}{won}{scored}\n"
             f"{seconds:.2f} s a step, {left // 60}:{left % 60:02} left"
         )
         self.bar.update_absolute(report.step, self.total, self.picture(report.step))

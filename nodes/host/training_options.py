@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .options import TrainingOptions
+from .options import BEST, LAST, TrainingOptions
 from .sockets import TrainingOptionsSocket
 
 
@@ -13,9 +13,9 @@ class TrainingOptionsNode(io.ComfyNode):
             node_id="ViCoSPINTrainingOptions",
             display_name="Training Options",
             category="ViCo + SPIN",
-            description="Precision, memory, schedule and intervals of Train ViCo, Train SPIN and Train Baseline. "
+            description="Precision, memory, schedule, intervals and early stopping of Train ViCo, Train SPIN and Train Baseline. "
             "Without it they train as this node's defaults say.",
-            search_aliases=["precision", "gradient checkpointing", "warmup", "accumulation", "train"],
+            search_aliases=["precision", "gradient checkpointing", "warmup", "accumulation", "train", "early stopping", "patience"],
             inputs=[
                 io.Combo.Input("precision", options=["fp32", "bf16", "fp16"], optional=True,
                     tooltip="Of the forward pass; what is learnt and the loss stay in float32. bf16 and fp16 take "
@@ -37,6 +37,12 @@ class TrainingOptionsNode(io.ComfyNode):
                     "ViCo's steps can be compared. 0: only the last."),
                 io.Int.Input("preview_every", default=50, min=0, max=100000, optional=True,
                     tooltip="Steps between two previews of the trainer's preview prompts. 0: none."),
+                io.Int.Input("patience", default=0, min=0, max=1000, optional=True,
+                    tooltip="With a scorer on the trainer: so many previews in a row without a new best score end the "
+                    "round (early stopping). 0: all steps are done."),
+                io.Combo.Input("result", options=[BEST, LAST], optional=True,
+                    tooltip="With a scorer on the trainer: what comes out, and what the next round starts from. Both "
+                    "steps are kept; queue again with the other one to have it without training."),
             ],
             outputs=[
                 TrainingOptionsSocket.Output("training_options", tooltip="For Train ViCo, Train SPIN, Train Baseline."),

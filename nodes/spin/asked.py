@@ -4,13 +4,16 @@ from dataclasses import asdict, dataclass, field
 
 from ...spin_core.game import RoundSettings
 from ..host.families import LoraLayers
-from ..host.options import TrainingOptions
+from ..host.options import BEST, TrainingOptions
 from .captions import OpponentSampling
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What Train SPIN or Train Baseline was asked for. rank: of the LoRA on its `layers`; None trains all weights."""
+    """What Train SPIN or Train Baseline was asked for. rank: of the LoRA on its `layers`; None trains all weights.
+
+    scored: by what and on which prompts previews are scored, and how often; empty without a scorer.
+    """
 
     settings: RoundSettings
     options: TrainingOptions = field(default_factory=TrainingOptions)
@@ -22,11 +25,16 @@ class TrainingRun:
     resolution: int = 512
     name: str = "spin"
     preview_prompts: tuple[str, ...] = ()
+    scored: dict = field(default_factory=dict)
 
     @property
     def adapters(self) -> int:
         """LoRAs that lie on the model at the end: one a round, and SFT, then DPO has two."""
         return 2 if self.method == "sft+dpo" else self.rounds
+
+    @property
+    def keeps_best(self) -> bool:
+        return bool(self.scored) and self.options.result == BEST
 
     def made_from(self) -> dict:
         """All that decides the result, but for the models and the data."""
@@ -41,4 +49,5 @@ class TrainingRun:
             "precision": self.options.precision,
             "accumulation": self.options.accumulation,
             "opponent": opponent,
+            **({"scored": self.scored, "result": self.options.result} if self.scored else {}),
         }

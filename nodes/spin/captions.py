@@ -112,7 +112,12 @@ def picture_encoder(vae: comfy.sd.VAE, model, store: TensorStore, resolution: in
     return Encoder(encode, model_hash(vae.first_stage_model), store, resolution, multiple)
 
 
+def decoded(vae: comfy.sd.VAE, model, latents: Tensor) -> Tensor:
+    """Latents as pictures: IMAGE [B, H, W, 3]."""
+    pictures = as_a_node(vae.decode, model.process_latent_out(latents))  # [B, (T,) H, W, 3]
+    return pictures.flatten(0, -4)
+
+
 def picture_strip(vae: comfy.sd.VAE, model, latents: Tensor) -> Image.Image:
     """Latents as pictures side by side."""
-    pictures = as_a_node(vae.decode, model.process_latent_out(latents))  # [B, (T,) H, W, 3]
-    return to_pictures(strip(pictures.flatten(0, -4)))[0]
+    return to_pictures(strip(decoded(vae, model, latents)))[0]

@@ -9,21 +9,23 @@ from pathlib import Path
 import comfy.model_management
 import comfy.sd
 import folder_paths
-from PIL import Image
+import torch
 from torch import Tensor
 
 from ...intake import Report
+from ...scores.scorer import Scorer
 from ...spin_core.batches import Corpus
 from ...spin_core.encoding import encode_dataset
 from ...spin_core.game import Game, OnProgress, Opponent, Progress, Run, play, train_baseline
 from ...spin_core.store import TensorStore
-from ...train_core import LocalEngine, save_tensors
+from ...train_core import HeldOut, LocalEngine, save_tensors
 from ..host.copies import training_mode
 from ..host.denoiser import context_of
 from ..host.folders import run_name
+from ..host.previews import Previews
 from ..host.progress import Watch
 from .asked import TrainingRun
-from .captions import Captions, host_sampler, picture_encoder, picture_strip
+from .captions import Captions, decoded, host_sampler, picture_encoder, picture_strip
 from .checkpoints import FOLDER, STOPPED, file_metadata
 from .room import make_room
 from .trainee import LoRATrainee, Trainee, make_trainee
@@ -66,8 +68,10 @@ def shown_by(watch: Watch) -> OnProgress:
     return show
 
 
-def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], None]) -> Trained:
-    """Plays the rounds, or trains the baseline, beside `model`, which stays as it is.
+def train(
+    model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], None], scorer: Scorer | None = None
+) -> Trained:
+    """Plays the rounds, or trains the baseline, beside `model`, which stays as it is. scorer: rates the previews.
 
     What is learnt when the user interrupts is written to the run's folder before the interrupt goes on.
     """
@@ -78,9 +82,11 @@ def train(model, clip, vae, dataset, asked: TrainingRun, say: Callable[[str], No
         stack.enter_context(trainee.ready)
         stack.enter_context(trainee.player.attached())
         sample = host_sampler(trainee.patcher, captions, asked.opponent)
-        watch = Watch(say, asked.options.preview_every, previewer(vae, trainee, sample, corpus, asked.preview_prompts))
+        previews = make_previews(vae, trainee, sample, corpus, asked, scorer)
+        watch = Watch(say, asked.options.preview_every, previews.strip)
         parent = trainee.player.opponent_hash()
-        run = make_run(corpus, asked, trainee.patcher.load_device, shown_by(watch), parent)
+        held_out = previews.held_out(asked.options, {**asked.scored, "drawn": asked.made_from()["opponent"]})
+        run = make_run(corpus, asked, trainee.patcher.load_device, shown_by(watch), parent, held_out)
         if isinstance(trainee, LoRATrainee):
             watch.note = make_room(trainee, run, asked, short_drawing(trainee, captions, vae, asked))
         game = play_method(trainee.player, watched(sample, watch, asked.opponent.steps, vae, trainee), run, asked)
@@ -126,16 +132,18 @@ def short_drawing(trainee: Trainee, captions: Captions, vae, asked: TrainingRun)
     return draw
 
 
-def previewer(vae, trainee: Trainee, sample, corpus, prompts: tuple[str, ...]) -> Callable[[], Image.Image]:
-    """Draws the same prompts, or else the data's first captions, with the same seeds whenever it is called."""
-    prompts = prompts or tuple(dict.fromkeys(corpus.prompts))[:PREVIEWED]
-    seeds, shape = list(range(len(prompts))), tuple(corpus.shapes[0])
+def make_previews(vae, trainee: Trainee, sample, corpus, asked: TrainingRun, scorer: Scorer | None) -> Previews:
+    """Draws the same prompts, or else the data's first captions, with the same seeds whenever it is asked."""
+    prompts = asked.preview_prompts or tuple(dict.fromkeys(corpus.prompts))[:PREVIEWED]
+    seeds, shape, batch = list(range(len(prompts))), tuple(corpus.shapes[0]), asked.opponent.batch
 
-    def preview() -> Image.Image:
+    def draw() -> Tensor:
+        parts = [slice(i, i + batch) for i in range(0, len(prompts), batch)]
         with trainee.drawing():
-            return picture_strip(vae, trainee.patcher.model, sample(list(prompts), seeds, shape))
+            latents = torch.cat([sample(list(prompts[part]), seeds[part], shape) for part in parts])
+            return torch.cat([decoded(vae, trainee.patcher.model, latents[part]) for part in parts])
 
-    return preview
+    return Previews(draw, trainee.drawing, prompts, scorer)
 
 
 def watched(sample: Callable[..., Tensor], watch: Watch, steps: int, vae, trainee: Trainee) -> Callable[..., Tensor]:
@@ -150,13 +158,24 @@ def watched(sample: Callable[..., Tensor], watch: Watch, steps: int, vae, traine
     return draw
 
 
-def make_run(corpus, asked: TrainingRun, device, on_progress: OnProgress, parent: str) -> Run:
+def make_run(corpus, asked: TrainingRun, device, on_progress: OnProgress, parent: str, held_out: HeldOut | None) -> Run:
     """A run's folder is named after all that it comes from: the same again goes on, anything else starts anew."""
     name = run_name(asked.name, {**asked.made_from(), "parent": parent, "data": corpus.fingerprint})
     engine = LocalEngine(device, asked.options.precision, asked.options.accumulation)
     folder = home() / "runs" / name
     others = tuple(other for other in folder.parent.glob(f"{name.rpartition('-')[0]}-*") if other != folder)
-    return Run(corpus, asked.settings, engine, folder, on_progress, INTERRUPTS, home() / "pictures", earlier=others)
+    return Run(
+        corpus,
+        asked.settings,
+        engine,
+        folder,
+        on_progress,
+        INTERRUPTS,
+        home() / "pictures",
+        earlier=others,
+        held_out=held_out,
+        keep_best=asked.keeps_best,
+    )
 
 
 def play_method(player, sample, run: Run, asked: TrainingRun) -> Game:

@@ -5,16 +5,20 @@ import logging
 
 from comfy_api.latest import io
 
+from ...scores.scorer import Scorer
 from ...spin_core.curves import verdict
+from ...train_core import SCORE
 from ..host.errors import check_bounds
 from ..host.families import LoraLayers
 from ..host.options import TrainingOptions
+from ..host.previews import scored
 from ..host.progress import say
 from ..host.sockets import (
     DatasetSocket,
     LoraSocket,
     LossSocket,
     OpponentSocket,
+    ScorerSocket,
     SPINOptionsSocket,
     TrainingOptionsSocket,
 )
@@ -50,6 +54,9 @@ def model_inputs() -> list:
             "steps, CFG 1. Z-Image Turbo, Lightning and their like need it: cfg 1 and their few steps."),
         TrainingOptionsSocket.Input("training_options", optional=True,
             tooltip="From Training Options: precision, memory, schedule, how often it is kept and previewed."),
+        ScorerSocket.Input("scorer", optional=True,
+            tooltip="From Load Scorer: rates every preview, and the curve shows it. The best step is kept beside the last "
+            "and comes out; Training Options chooses, and can stop when the score falls."),
     ]  # fmt: skip
 
 
@@ -142,7 +149,17 @@ class TrainSPIN(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, dataset, play, opponent=None, training_options=None, spin_options=None, **values
+        cls,
+        model,
+        clip,
+        vae,
+        dataset,
+        play,
+        opponent=None,
+        training_options=None,
+        scorer=None,
+        spin_options=None,
+        **values,
     ) -> io.NodeOutput:
         game = {name: play[name] for name in ("steps", "learning_rate", "beta")}
         options = training_options or TrainingOptions()
@@ -153,9 +170,10 @@ class TrainSPIN(io.ComfyNode):
             spin_options or PlayOptions(),
             opponent or usual_sampling(model),
             play.get("rounds", 1),
+            scorer,
             **values,
         )
-        return run_training(cls, model, clip, vae, dataset, asked)
+        return run_training(model, clip, vae, dataset, asked, scorer)
 
 
 class TrainBaseline(io.ComfyNode):
@@ -189,13 +207,24 @@ class TrainBaseline(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, dataset, method, steps, learning_rate, opponent=None, training_options=None, **values
+        cls,
+        model,
+        clip,
+        vae,
+        dataset,
+        method,
+        steps,
+        learning_rate,
+        opponent=None,
+        training_options=None,
+        scorer=None,
+        **values,
     ) -> io.NodeOutput:
         game = {"steps": steps, "learning_rate": learning_rate, "beta": method.get("beta", 1.0)}
         options = training_options or TrainingOptions()
         drawn = opponent or usual_sampling(model)
-        asked = asked_for(METHODS[method["method"]], game, options, PlayOptions(), drawn, 1, **values)
-        return run_training(cls, model, clip, vae, dataset, asked)
+        asked = asked_for(METHODS[method["method"]], game, options, PlayOptions(), drawn, 1, scorer, **values)
+        return run_training(model, clip, vae, dataset, asked, scorer)
 
 
 def asked_for(
@@ -205,6 +234,7 @@ def asked_for(
     play: PlayOptions,
     opponent: OpponentSampling,
     rounds: int,
+    scorer: Scorer | None,
     train: dict,
     batch_size: int,
     resolution: int,
@@ -212,7 +242,8 @@ def asked_for(
     run_name: str,
     preview_prompts: str = "",
 ) -> TrainingRun:
-    """The nodes' inputs as a run."""
+    """The nodes' inputs as a run. Raises: ValueError where there is nothing that the scorer could rate."""
+    prompts = lines(preview_prompts)
     return TrainingRun(
         settings=round_settings(**game, batch_size=batch_size, seed=seed, options=options, play=play),
         options=options,
@@ -223,13 +254,14 @@ def asked_for(
         layers=LORAS.get(train["train"], LORAS[LORA]),
         resolution=resolution,
         name=run_name,
-        preview_prompts=lines(preview_prompts),
+        preview_prompts=prompts,
+        scored=scored(scorer, prompts, options),
     )
 
 
-def run_training(cls, model, clip, vae, dataset, asked: TrainingRun) -> io.NodeOutput:
+def run_training(model, clip, vae, dataset, asked: TrainingRun, scorer: Scorer | None) -> io.NodeOutput:
     """From a run to the nodes' outputs."""
-    trained = train(model, clip, vae, dataset, asked, say)
+    trained = train(model, clip, vae, dataset, asked, say, scorer)
     logged = [step["metrics"] for steps in trained.metrics["rounds"] for step in steps]
     losses = [step["loss"] for step in logged]
     panel = {
@@ -237,6 +269,8 @@ def run_training(cls, model, clip, vae, dataset, asked: TrainingRun) -> io.NodeO
         "margin": [step.get("z") for step in logged],
         "accuracy": [step.get("implicit_accuracy") for step in logged],
     }
+    if scorer is not None:
+        panel["score"] = [step.get(SCORE) for step in logged]
     logging.info(trained.report.text())  # names what the node counts
     say(f"{trained.outcome} {trained.report.in_short()}\n{verdict(trained.metrics).splitlines()[-1]}")
     learnt = with_learnt(model, trained)

@@ -17,11 +17,15 @@ STATES_KEPT = 2  # the newest to go on from, and one before it
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has come to: the concept, the loss of every step, and the run's name under models/vico."""
+    """What a run has come to: the concept, the metrics of every step, and the run's name under models/vico."""
 
     concept: ViCoConcept
-    losses: list[float]
+    metrics: list[dict]
     run: str
+
+    @property
+    def losses(self) -> list[float]:
+        return [step["loss"] for step in self.metrics]
 
 
 class RunFiles:
@@ -63,8 +67,8 @@ class RunFiles:
                 f"It has gone to step {newest} already, and step {steps} was not kept, but {kept}."
             )
         history = read_state(self.states.file(newest))["history"][:steps]
-        losses = [report["metrics"]["loss"] for report in history]
-        return Outcome(ViCoConcept.load(self.concept_file(steps)), losses, self.run)
+        metrics = [report["metrics"] for report in history]
+        return Outcome(ViCoConcept.load(self.concept_file(steps)), metrics, self.run)
 
 
 def concepts_folder(run: str) -> Path:

@@ -8,11 +8,24 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import torch
-from PIL import Image
+from torch import Tensor
 
-from ...train_core import LocalEngine, LoopSettings, StepReport, Training, TrainingDiverged, read_state, train
+from ...scores.scorer import Scorer
+from ...train_core import (
+    SCORE,
+    HeldOut,
+    LocalEngine,
+    LoopSettings,
+    StepReport,
+    Training,
+    TrainingDiverged,
+    best_step,
+    read_state,
+    train,
+)
 from ...train_core.engine import AUTOCAST_DTYPES
 from ...vico_core import ViCoConcept, base_hash
+from ...vico_core.placeholder import isolate
 from ...vico_core.templates import TEMPLATES
 from ...vico_core.training import (
     ATTENTION_LR,
@@ -25,8 +38,9 @@ from ...vico_core.training import (
 )
 from ..host.copies import as_a_node, model_hash, training_mode
 from ..host.frozen import Frozen, borrowed, patched_hash
-from ..host.options import TrainingOptions
-from ..host.pictures import strip, to_pictures
+from ..host.options import BEST, TrainingOptions
+from ..host.pictures import to_pictures
+from ..host.previews import Previews
 from ..host.progress import Watch
 from ..host.sampling import Sampling
 from .capture import AUTOMATIC, GIVEN
@@ -70,29 +84,41 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What Train ViCo was asked for. name: of its folder; preview_prompts: each with the placeholder in it."""
+    """What Train ViCo was asked for. name: of its folder; preview_prompts: each with the placeholder in it.
+
+    scored: by what previews are scored, on which prompts and how often; empty without a scorer.
+    """
 
     settings: TrainSettings
     options: TrainingOptions = field(default_factory=TrainingOptions)
     name: str = "concept"
     preview_prompts: tuple[str, ...] = ()
+    scored: dict = field(default_factory=dict)
 
 
-def train_concept(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say: Callable[[str], None]) -> Outcome:
-    """Learns the object of the photos beside `model`, which itself stays as it is.
+def train_concept(
+    model,
+    clip,
+    vae,
+    pictures: list[Picture],
+    asked: TrainingRun,
+    say: Callable[[str], None],
+    scorer: Scorer | None = None,
+) -> Outcome:
+    """Learns the object of the photos beside `model`, which itself stays as it is. scorer: rates the previews.
 
     An interrupt is passed on after what was learnt has been kept. Raises: ValueError, OSError, TrainingDiverged with sentences.
     """
     try:
         with training_mode():
-            return _train(model, clip, vae, pictures, asked, say)
+            return _train(model, clip, vae, pictures, asked, say, scorer)
     finally:
         gc.collect()
         comfy.model_management.cleanup_models()
         comfy.model_management.soft_empty_cache()
 
 
-def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say) -> Outcome:
+def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say, scorer) -> Outcome:
     with torch.no_grad():
         photos = encode_photos(vae, model, pictures, asked.settings.size)
     asked = replace(asked, settings=replace(asked.settings, word=word_of(asked.settings.word, clip)))
@@ -110,8 +136,10 @@ def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say) -
         return replace(concept, family=known_family(session.patcher.model))
 
     keep_lost(files, session.trained, concept_now)
-    watch = Watch(say, asked.options.preview_every, make_preview(session, vae, photos, pictures, asked.preview_prompts))
-    training = run_steps(session, photos, asked, files, watch, concept_now)
+    previews = make_previews(session, vae, photos, pictures, asked, scorer)
+    watch = Watch(say, asked.options.preview_every, previews.strip if previews.prompts else None)
+    held_out = previews.held_out(asked.options, asked.scored)
+    training = run_steps(session, photos, asked, files, watch, concept_now, held_out)
     if training.stopped_by is not None and training.step == 0:
         raise training.stopped_by
     concept = concept_now(training.step)
@@ -121,8 +149,16 @@ def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say) -
             f"Stopped at step {training.step}, kept. Queue again to go on.\nIt is {path.parent.name}/{path.name} in models/vico."
         )
         raise training.stopped_by
-    say(f"{watch.outcome(training.step)}\nIn models/vico/{files.run}.")
-    return Outcome(concept, [report.loss for report in training.history], files.run)
+    told = f"{watch.outcome(training.step)}\nIn models/vico/{files.run}."
+    best = best_step(training.history)
+    if best is not None:
+        told += f"\nBest score {training.history[best - 1].metrics[SCORE]:.4f}, after step {best}."
+    if best is not None and asked.options.result == BEST:
+        session.trained.load_state_dict(read_state(files.states.file(best))["weights"])
+        concept = concept_now(best)
+        files.keep(concept)
+    say(told)
+    return Outcome(concept, [report.metrics for report in training.history], files.run)
 
 
 @dataclass(frozen=True)
@@ -170,7 +206,13 @@ def captions_of(settings: TrainSettings) -> list[str]:
 
 
 def run_steps(
-    session: Session, photos: Photos, asked: TrainingRun, files: RunFiles, watch: Watch, concept_now
+    session: Session,
+    photos: Photos,
+    asked: TrainingRun,
+    files: RunFiles,
+    watch: Watch,
+    concept_now,
+    held_out: HeldOut | None,
 ) -> Training:
     """The steps themselves, by train_core's loop; goes on from the newest state."""
     settings, options = asked.settings, asked.options
@@ -193,7 +235,7 @@ def run_steps(
             + estimate(streams, trained, captions[0], settings.size, settings.batch_size, options.checkpointing)
         )
         watch.begin(settings.steps)
-        return train(objective, draws, trained, optimizer, loop, engine, on_step, files.states, STOPS)
+        return train(objective, draws, trained, optimizer, loop, engine, on_step, files.states, STOPS, held_out)
 
 
 def keep_lost(files: RunFiles, trained: TrainedConcept, concept_now: Callable) -> None:
@@ -222,6 +264,7 @@ def identity_of(session: Session, vae, pictures, asked: TrainingRun) -> dict:
         "accumulation": options.accumulation,
         "warmup_steps": options.warmup_steps,
         "decay": options.decay,
+        **({"scored": asked.scored} if asked.scored else {}),
         **fixed,
     }
 
@@ -234,22 +277,27 @@ def describe(concept: ViCoConcept, step: int, base: str, settings: TrainSettings
     return concept
 
 
-def make_preview(session: Session, vae, photos: Photos, pictures: list[Picture], prompts) -> Callable | None:
-    """preview() draws the prompts with the first photo as the reference, then brings the training back to the device."""
-    if not prompts:
-        return None
+def make_previews(
+    session: Session, vae, photos: Photos, pictures: list[Picture], asked: TrainingRun, scorer: Scorer | None
+) -> Previews:
+    """Draws the prompts with the first photo as the reference, then brings the training back to the device.
+
+    A scorer reads the initialiser for the placeholder, and may compare with the photos.
+    """
     latent = session.patcher.model.process_latent_out(photos.mean[:1])
     mask = None if photos.masks is None else photos.masks[0]
     reference = Reference([Photo(latent, pictures[0].image, mask)])
     source = AUTOMATIC if mask is None else GIVEN
 
-    def preview() -> Image.Image:
+    def draw() -> Tensor:
         concept = session.trained.concept()
         concept.placeholder = session.streams.trigger.word
         parts = (session.patcher, session.text, vae, concept, reference)
         sampling = as_usual(PREVIEW, session.patcher, cfg=FLOW_CFG)
         with session.frozen.given_back():
-            pixels = as_a_node(draw_with_concept, *parts, prompts, [0], sampling, source)
-        return to_pictures(strip(pixels.flatten(0, -4)))[0]
+            pixels = as_a_node(draw_with_concept, *parts, asked.preview_prompts, [0], sampling, source)
+        return pixels.flatten(0, -4)
 
-    return preview
+    settings = asked.settings
+    told = [isolate(prompt, settings.placeholder, settings.initialiser) for prompt in asked.preview_prompts]
+    return Previews(draw, session.frozen.given_back, told, scorer, to_pictures(p.image for p in pictures))

@@ -2,13 +2,16 @@
 
 from comfy_api.latest import io
 
+from ...scores.scorer import Scorer
+from ...train_core import SCORE
 from ...vico_core import check_prompt
 from ...vico_core.curve import loss_curve
 from ...vico_core.training import ATTENTION_LR, WORD_LR
 from ..host.options import TrainingOptions
 from ..host.pictures import to_image
+from ..host.previews import scored
 from ..host.progress import say
-from ..host.sockets import ConceptSocket, LossSocket, TrainingOptionsSocket, ViCoOptionsSocket
+from ..host.sockets import ConceptSocket, LossSocket, ScorerSocket, TrainingOptionsSocket, ViCoOptionsSocket
 from ..host.texts import lines
 from .session import TrainingRun, TrainSettings, train_concept
 from .training_photos import flatten_pictures
@@ -42,6 +45,9 @@ class TrainViCo(io.ComfyNode):
                     tooltip="From Training Options: precision, memory, schedule, how often it is kept and previewed."),
                 ViCoOptionsSocket.Input("vico_options", optional=True,
                     tooltip="From ViCo Options: whether the word is learnt, and from where image attention starts."),
+                ScorerSocket.Input("scorer", optional=True,
+                    tooltip="From Load Scorer: rates every preview, DINO and CLIP-I against the photos. The best step's "
+                    "concept comes out; Training Options chooses, and can stop when the score falls."),
                 io.String.Input("initialiser", default="toy",
                     tooltip="One everyday word for what the object is (toy, dog, cup). The trigger word starts from "
                     "its meaning."),
@@ -99,12 +105,15 @@ class TrainViCo(io.ComfyNode):
     def execute(cls, photos, masks=None, **inputs) -> io.NodeOutput:
         given = {name: values[0] for name, values in inputs.items()}
         models = (given.pop("model"), given.pop("clip"), given.pop("vae"))
+        scorer = given.get("scorer")
         pictures = flatten_pictures(photos, masks)
         if len(pictures) == 1:
             say("One photo: it is its own reference, and its background is learnt with it. Add more.")
-        outcome = train_concept(*models, pictures, asked_for(**given), say)
-        curve, panel = to_image(loss_curve(outcome.losses)), [{"loss": outcome.losses}]
-        return io.NodeOutput(outcome.concept, {"loss": outcome.losses}, curve, outcome.run, ui={"training": panel})
+        outcome = train_concept(*models, pictures, asked_for(**given), say, scorer)
+        curve, panel = to_image(loss_curve(outcome.losses)), {"loss": outcome.losses}
+        if scorer is not None:
+            panel["score"] = [step.get(SCORE) for step in outcome.metrics]
+        return io.NodeOutput(outcome.concept, {"loss": outcome.losses}, curve, outcome.run, ui={"training": [panel]})
 
 
 def check_prompts(placeholder: str, *texts: str) -> None:
@@ -119,6 +128,7 @@ def asked_for(
     captions: str = "",
     training_options: TrainingOptions | None = None,
     vico_options: dict | None = None,
+    scorer: Scorer | None = None,
     **settings,
 ) -> TrainingRun:
     """The node's inputs as a run. ValueError where a prompt lacks the placeholder, or an option is none of ViCo's."""
@@ -129,9 +139,12 @@ def asked_for(
         )
     prompts, captions = lines(preview_prompts), lines(captions)
     check_prompts(placeholder, *prompts, *captions)
+    if scorer is not None and not prompts:
+        raise ValueError("Write preview prompts.\nThe scorer rates previews, and there are none.")
     return TrainingRun(
         TrainSettings(placeholder=placeholder, captions=captions, **settings, **(vico_options or {})),
         options,
         run_name,
         prompts,
+        scored(scorer, prompts, options, photos=True),
     )

@@ -53,3 +53,14 @@ def test_a_resumed_run_without_a_step_yet_is_no_error():
 def test_curves_are_drawn(method):
     picture = draw_curves(metrics(method))
     assert picture.mode == "RGB" and len(picture.getcolors(2**20)) > 3
+
+
+def test_scores_of_previews_are_told_and_drawn():
+    """Scored after steps 10, 20 and 30 of 31: the best is neither the first nor the last."""
+    found = metrics(rounds=1)
+    plain = draw_curves(found)
+    for number, score in ((9, 0.2), (19, 0.5), (29, 0.4)):
+        step = found["rounds"][0][number]
+        found["rounds"][0][number] = {"metrics": step["metrics"] | {"score": score}}
+    assert verdict(found).endswith(" Best score 0.5000, after step 20; 0.4000 after step 30.")
+    assert draw_curves(found).tobytes() != plain.tobytes()

@@ -18,8 +18,10 @@ from vico_spin.spin_core.players import FullPlayer, LoRAPlayer
 from vico_spin.spin_core.steps import PairStep
 from vico_spin.spin_core.store import TensorStore
 from vico_spin.train_core import (
+    HeldOut,
     LocalEngine,
     NoiseSchedule,
+    best_step,
     find_layers,
     flow_sigmas,
     keyed_generator,
@@ -466,28 +468,109 @@ def test_a_missing_picture_is_named(tmp_path):
         Pictures(TensorStore(tmp_path), "m", {}).latent(Order("a cat", 3, (4, 4, 4)))
 
 
+def moved(player):
+    """How far the player is from its opponent: the mean change of a weight, of a LoRA's `up`, which starts at 0."""
+    result = player.result()
+    if hasattr(player, "frozen"):
+        start = player.frozen.state_dict()
+        return torch.cat([(result[name] - start[name]).flatten() for name in result]).abs().mean().item()
+    return torch.cat([t.flatten() for name, t in result.items() if "lora_up" in name]).abs().mean().item()
+
+
+def by_weights(player, patience=0, on_score=lambda: None):
+    """A score every second step, a pure function of what was learnt: the player is best about four steps away."""
+
+    def score():
+        on_score()
+        return -abs(moved(player) - 0.026)
+
+    return HeldOut(score, 2, patience, {"scorer": "by weights"})
+
+
+def scored_game(folder, kind, rounds=1, patience=0, changes=(), on_score=lambda: None, **kwargs):
+    player = PLAYERS[kind](unet())
+    held_out = by_weights(player, patience, on_score)
+    game = run_game(folder, player, rounds, changes={"steps": (8,)} | dict(changes), held_out=held_out, **kwargs)
+    return player, game
+
+
+@pytest.mark.parametrize("kind", PLAYERS)
+def test_a_round_comes_to_its_best_step_and_the_next_one_starts_there(tmp_path, kind):
+    """As if as many steps had been asked for: the rate is constant. Both are kept, and either can be chosen afterwards."""
+    last, game = scored_game(tmp_path / "last", kind)
+    best = best_step(game.rounds[0].history)
+    assert best < 8
+    assert last.opponent_hash() == played(tmp_path / "plain", kind, steps=(8,))[0]
+    told = []
+    chosen, _ = scored_game(tmp_path / "last", kind, keep_best=True, on_progress=lambda p: told.append(p.report))
+    assert not any(told), "nothing is trained again"
+    again, two = scored_game(tmp_path / "two", kind, rounds=2, keep_best=True, earlier=(tmp_path / "last",))
+    short = played(tmp_path / "short", kind, steps=(best,))[0]
+    assert chosen.opponent_hash() == two.opponents[1] == short
+    assert best_step(two.rounds[1].history) and again.opponent_hash() != short
+
+
+@pytest.mark.parametrize("kind", PLAYERS)
+def test_a_round_ends_when_its_score_no_longer_rises_and_can_go_on(tmp_path, kind):
+    for _ in range(2):  # the second time it is done already
+        _, ended = scored_game(tmp_path / "ended", kind, patience=2, changes={"steps": (40,)})
+        history = ended.rounds[0].history
+        assert len(history) == best_step(history) + 2 * 2 < 40
+    on, game = scored_game(tmp_path / "ended", kind, changes={"steps": (40,)})
+    assert len(game.rounds[0].history) == 40
+    assert on.opponent_hash() == played(tmp_path / "plain", kind, steps=(40,))[0]
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 5])
+def test_a_scored_game_that_was_stopped_while_it_drew_a_preview_goes_on_to_the_same(tmp_path, stop_at):
+    asked = {"rounds": 2, "keep_best": True, "patience": 2, "changes": {"steps": (8,), "checkpoint_every": 3}}
+    whole, expected = scored_game(tmp_path / "whole", "lora", **asked)
+    scored = []
+
+    def stop():
+        scored.append(1)
+        if len(scored) == stop_at:
+            raise Interrupt
+
+    scored_game(tmp_path / "parted", "lora", on_score=stop, return_on=(Interrupt,), **asked)
+    resumed, found = scored_game(tmp_path / "parted", "lora", **asked)
+    assert resumed.opponent_hash() == whole.opponent_hash() and found.opponents == expected.opponents
+    assert [r.metrics for t in found.rounds for r in t.history] == [
+        r.metrics for t in expected.rounds for r in t.history
+    ]
+
+
+def test_scores_of_another_scorer_are_not_gone_on_with(tmp_path):
+    scored_game(tmp_path, "lora")
+    with pytest.raises(ValueError, match="held_out was"):
+        run_game(tmp_path, lora_player(unet()), changes={"steps": (8,)}, held_out=HeldOut(lambda: 0.0, 4))
+
+
 KILLED = """
 import sys
 sys.path[:0] = {path!r}
 from test_spin_game import *
 say = lambda p: print(p.phase, p.round_number, p.done, flush=True)
-run_game({folder!r}, lora_player(unet()), rounds=2, changes={changes!r}, on_progress=say)
+player = lora_player(unet())
+scored = {{"held_out": by_weights(player, 2), "keep_best": True}} if {scored!r} else {{}}
+run_game({folder!r}, player, rounds=2, changes={changes!r}, on_progress=say, **scored)
 """
 
 
-@pytest.mark.parametrize("until", ["generate 2 2"])  # training alone is killed in test_train_core_loop
-def test_kill_9_in_any_phase_then_resume_gives_the_same_bits(tmp_path, until):
-    here, changes = os.path.dirname(__file__), {"steps": (8,), "checkpoint_every": 1}
+@pytest.mark.parametrize("until, scored", [("generate 2 2", False), ("train 1 7", True)])
+def test_kill_9_in_any_phase_then_resume_gives_the_same_bits(tmp_path, until, scored):
+    here, changes = os.path.dirname(__file__), {"steps": (8,), "checkpoint_every": 3 if scored else 1}
     path = [here, os.path.dirname(os.path.dirname(here))]
-    code = KILLED.format(path=path, folder=str(tmp_path / "killed"), changes=changes)
+    code = KILLED.format(path=path, folder=str(tmp_path / "killed"), changes=changes, scored=scored)
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     while child.stdout.readline().strip() != until:
         pass
     child.send_signal(signal.SIGKILL)
     child.wait()
     whole, resumed = lora_player(unet()), lora_player(unet())
-    expected = run_game(tmp_path / "whole", whole, rounds=2, changes=changes)
-    found = run_game(tmp_path / "killed", resumed, rounds=2, changes=changes)
+    asked = [{"held_out": by_weights(p, 2), "keep_best": True} if scored else {} for p in (whole, resumed)]
+    expected = run_game(tmp_path / "whole", whole, rounds=2, changes=changes, **asked[0])
+    found = run_game(tmp_path / "killed", resumed, rounds=2, changes=changes, **asked[1])
     assert resumed.opponent_hash() == whole.opponent_hash()
     assert [r.metrics for t in found.rounds for r in t.history] == [
         r.metrics for t in expected.rounds for r in t.history

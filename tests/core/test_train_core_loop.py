@@ -14,10 +14,12 @@ from vico_spin.intake.writing import HOST
 from vico_spin.train_core import (
     CheckpointFolder,
     DataOrder,
+    HeldOut,
     LocalEngine,
     LoopSettings,
     MixedPrecision,
     TrainingDiverged,
+    best_step,
     keyed_generator,
     lr_factor,
     read_state,
@@ -231,6 +233,52 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     again = make(seed=3)
     assert len(run(again, checkpoints=folder).history) == 6
     assert weights_hash(again.state_dict()) == weights_hash(model.state_dict())
+
+
+def rising_then_falling(peak, model, patience=0, every=2, seen=None):
+    """A score that rises to step `peak` and falls after; it also draws, which must not change the run."""
+
+    def score():
+        torch.randn(3)
+        seen.append(weights_hash(model.state_dict()))
+        return -abs(every * len(seen) - peak)
+
+    seen = [] if seen is None else seen
+    return HeldOut(score, every, patience)
+
+
+def test_the_best_steps_checkpoint_stays_and_the_run_stops_when_the_score_falls(tmp_path):
+    """Scores after steps 2, 4, 6, 8 with the best at 4: two in a row that are no better end it at 8."""
+    folder, model, plain, seen = CheckpointFolder(tmp_path, keep=1), make(), make(), []
+    held_out = rising_then_falling(4, model, patience=2, seen=seen)
+    torch.manual_seed(5)
+    training = run(model, steps=20, checkpoints=folder, held_out=held_out)
+    torch.manual_seed(5)
+    run(plain, steps=8)
+    assert training.step == 8 and best_step(training.history) == 4 and folder.steps() == [4, 8]
+    assert [report.metrics.get("score") for report in training.history[1::2]] == [-2, 0, -2, -4]
+    assert weights_hash(model.state_dict()) == weights_hash(plain.state_dict()) == seen[3]
+
+
+@pytest.mark.parametrize("patience, end", [(0, 12), (3, 10)])
+def test_without_patience_all_steps_are_done(patience, end):
+    model = make()
+    assert run(model, steps=12, held_out=rising_then_falling(4, model, patience)).step == end
+
+
+def test_a_score_that_a_stop_has_cut_off_is_made_up_for(tmp_path):
+    """Stopped while step 4 was scored: it is saved without its score, and scored before the next step."""
+    folder, model = CheckpointFolder(tmp_path, keep=1), make()
+
+    def stop():
+        raise Interrupt
+
+    run(model, checkpoints=folder, held_out=HeldOut(stop, 4), return_on=(Interrupt,))
+    assert folder.steps() == [4]
+    resumed = make(seed=1)
+    training = run(resumed, checkpoints=folder, held_out=HeldOut(lambda: 0.5, 4))
+    assert training.history[3].metrics["score"] == 0.5 and folder.steps() == [4, 6]
+    assert read_state(folder.file(4))["history"][3]["metrics"]["score"] == 0.5
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path):

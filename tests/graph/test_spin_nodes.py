@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from vico_spin.nodes.host import copies, frozen
 from vico_spin.nodes.host.training_options import TrainingOptionsNode
 from vico_spin.nodes.spin.checkpoints import checkpoint_names, load_state
+from vico_spin.scores.scorer import Scorer
 from vico_spin.scripts import models
 from vico_spin.spin_core.data import Dataset
 from vico_spin.train_core import weights_hash
@@ -292,6 +293,60 @@ def test_previews_draw_the_same_seeds_and_leave_the_run_alone(play):
     shown = [preview[1] for preview in seen if preview is not None]
     assert [picture.size for picture in shown] == [(128, 64)] * 2
     assert weights_hash(plain[1]) == weights_hash(previewed[1])
+
+
+class Painter(Scorer):
+    """Rates previews as the test says, one number a preview; remembers the pictures and prompts that it was shown."""
+
+    name, formula, needs_prompt = "painter", "as the test says", True
+
+    def __init__(self, *numbers):
+        self.numbers, self.seen = list(numbers), []
+
+    def score(self, pictures, prompts=None, references=None):
+        self.check(pictures, prompts, references)
+        self.seen.append((tuple(prompts), [picture.tobytes() for picture in pictures]))
+        return [self.numbers[len(self.seen) - 1]] * len(pictures)
+
+
+SCORED = {"preview_every": 1, "preview_prompts": "a cat\na dog\na hat", "opponent_batch": 2}
+
+
+@pytest.mark.parametrize("method", [None, "SFT"])
+def test_a_scorer_chooses_the_best_step_and_ends_the_round(play, places, method):
+    """Scores 0.1, 0.7, 0.2, 0.3 with patience 2: step 2 comes out, as if 2 steps had been asked for; 4 of 9 are done."""
+    painter, told = Painter(0.1, 0.7, 0.2, 0.3), {"method": method, "run_name": "scored", **SCORED}
+    _, lora, loss, metrics = play(tiny(), steps=9, patience=2, scorer=painter, **told)
+    assert len(loss["loss"]) == 4 and len(painter.seen) == 4
+    scores = [step["metrics"]["score"] for step in json.loads(metrics)["rounds"][0]]
+    assert scores == pytest.approx([0.1, 0.7, 0.2, 0.3])
+    assert {prompts for prompts, _ in painter.seen} == {("a cat", "a dog", "a hat")}
+    assert len({pictures[0] for _, pictures in painter.seen}) == 4, "the previews change as it learns"
+    plain = {steps: play(tiny(), steps=steps, method=method, run_name="plain", preview_every=0) for steps in (2, 4)}
+    assert weights_hash(lora) == weights_hash(plain[2][1]) != weights_hash(plain[4][1])
+    last = play(tiny(), steps=9, patience=2, scorer=Painter(), result="last step", **told)
+    assert weights_hash(last[1]) == weights_hash(plain[4][1]), (
+        "the other one comes out, and nothing is drawn or trained"
+    )
+    files = sorted(p.name for p in (places / "output/spin/runs").glob("scored-*/round-1/step-*"))
+    assert files == ["step-00000002.safetensors"] * 2 + ["step-00000004.safetensors"] * 2, "of either choice's run"
+
+
+def test_two_rounds_with_a_scorer_start_from_the_best_step(play):
+    """Round 1's best is its second step of three; the next opponent is the player of two steps."""
+    scored = play(tiny(), rounds=2, steps="3, 1", beta="50", scorer=Painter(0.1, 0.7, 0.2, 0.3), **SCORED)
+    plain = play(tiny(), rounds=2, steps="2, 1", beta="50", run_name="plain")
+    opponents = [json.loads(result[3])["opponents"] for result in (scored, plain)]
+    assert opponents[0] == opponents[1] and weights_hash(scored[1]) == weights_hash(plain[1])
+
+
+def test_what_cannot_be_scored_is_said_before_anything_is_drawn(play):
+    painter = Painter()
+    with pytest.raises(ValueError, match="Set preview_every above 0 in Training Options"):
+        play(tiny(), scorer=painter)
+    painter.needs_references = True
+    with pytest.raises(ValueError, match=r"Connect another scorer\.\npainter compares with photos"):
+        play(tiny(), scorer=painter, preview_every=1)
 
 
 @pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"play": {"low_memory": True}}], ids=str)

@@ -21,6 +21,7 @@ from vico_spin.nodes.vico.places import places_of
 from vico_spin.nodes.vico.prompts import Prompts
 from vico_spin.nodes.vico.subject import Run
 from vico_spin.nodes.vico.trigger import start_words, with_trigger
+from vico_spin.scores.scorer import Scorer
 from vico_spin.scores.sheet import CAPTION, GAP, MARGIN, NAMES
 from vico_spin.train_core import LocalEngine, weights_hash
 from vico_spin.vico_core import ViCoConcept
@@ -278,6 +279,37 @@ def test_previews_are_shown_and_change_nothing(train, monkeypatch):
     shown = train(run_name="shown", preview_prompts="a photo of a *\na * on the beach", preview_every=1)[0]
     assert [preview[1].size for preview in previews] == [(128, 64)] * 2
     assert same_bits(shown, train(run_name="plain")[0])
+
+
+class Judge(Scorer):
+    """Rates previews as the test says; remembers the prompts and how many photos it was given to compare with."""
+
+    name, formula, needs_prompt, needs_references = "judge", "as the test says", True, True
+
+    def __init__(self, *numbers):
+        self.numbers, self.seen = list(numbers), []
+
+    def score(self, pictures, prompts=None, references=None):
+        self.check(pictures, prompts, references)
+        self.seen.append((tuple(prompts), len(references)))
+        return [self.numbers[len(self.seen) - 1]] * len(pictures)
+
+
+def test_a_scorer_chooses_the_best_step_and_ends_the_run(train, home, caplog):
+    """Scores 0.1, 0.7, 0.2, 0.3 with patience 2: step 2's concept comes out, bit for bit, and 4 of 9 steps are done."""
+    judge, told = Judge(0.1, 0.7, 0.2, 0.3), {"preview_prompts": "a photo of a *", "preview_every": 1, "patience": 2}
+    with caplog.at_level("DEBUG"):
+        concept, loss_map, _, run = train(steps=9, scorer=judge, **told)
+    assert "score 0.7000" in caplog.text and "Best score 0.7000, after step 2." in caplog.text
+    assert judge.seen == [(("a photo of a toy",), 3)] * 4 and len(loss_map["loss"]) == 4
+    assert concept.step == 2 and same_bits(concept, train(steps=2, run_name="plain")[0])
+    last = train(steps=9, scorer=Judge(), result="last step", **told)
+    assert last[3] == run and last[0].step == 4 and same_bits(last[0], train(steps=4, run_name="plain")[0])
+
+
+def test_previews_that_a_scorer_could_rate_are_asked_for(train):
+    with pytest.raises(ValueError, match="Write preview prompts"):
+        train(scorer=Judge(), preview_every=1)
 
 
 def test_a_concept_lost_in_a_kill_is_written_again(train, home):
