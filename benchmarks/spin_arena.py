@@ -16,18 +16,16 @@ from torch import Tensor
 
 from ..scripts.sprite_world_card import World
 from ..scripts.train_sprite_world import OPTIONS
-from ..spin_core.batches import Corpus, PairBatch
-from ..spin_core.game import Opponent, Progress, RoundSettings, Run, learn, play, train_baseline
-from ..spin_core.objectives import KAPPA, squared_error
-from ..spin_core.players import FullPlayer, LoRAPlayer, Player
-from ..spin_core.steps import PairOptions, noised_pair, predict_both
+from ..spin_core.batches import Corpus
+from ..spin_core.game import Opponent, Progress, RoundSettings, Run, play, train_baseline
+from ..spin_core.objectives import KAPPA
+from ..spin_core.players import FullPlayer, LoRAPlayer
+from ..spin_core.steps import PairOptions
 from ..spin_core.store import store_key
 from ..sprite_world.measure import to_art
 from ..sprite_world.pictures import show
 from ..train_core import (
-    Denoiser,
     LocalEngine,
-    MixedPrecision,
     NoiseSchedule,
     StepReport,
     find_layers,
@@ -87,37 +85,6 @@ class UNet:
 
     def predict(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return self.module(x_t, t.float(), context=context, transformer_options=OPTIONS)
-
-
-@dataclass(frozen=True)
-class KtoStep:
-    """Diffusion-KTO's step: each picture alone, wanted or not (Li et al. 2024, arXiv 2404.04465).
-
-    Maximises U(+-(g - Q)), U the sigmoid, g = -kappa·beta·[e(theta) - e(reference)], Q = max(0, mean of g over the batch).
-    """
-
-    policy: Denoiser
-    reference: Denoiser
-    beta: float
-
-    def __call__(self, batch: PairBatch, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
-        wanted, unwanted, targets = noised_pair(self.policy, batch)
-        with torch.no_grad():
-            reference = predict_both(self.reference, wanted, unwanted, batch.t, batch.context)
-        policy = predict_both(self.policy, wanted, unwanted, batch.t, batch.context)
-        gains = torch.stack([self._gain(*side) for side in zip(policy, reference, targets, strict=True)])  # [2, B]
-        lead = gains - gains.mean().detach().clamp(min=0)
-        loss = 1 - torch.sigmoid(torch.stack([lead[0], -lead[1]])).mean()
-        backward(loss)
-        return {"loss": loss.detach()}
-
-    def _gain(self, policy: Tensor, reference: Tensor, target: Tensor) -> Tensor:
-        return -KAPPA * self.beta * (squared_error(policy, target) - squared_error(reference, target))
-
-
-def kto_step(player: Player, run: Run, number: int) -> KtoStep:
-    policy, reference = (MixedPrecision(model, run.engine) for model in (player.policy, player.reference))
-    return KtoStep(policy, reference, run.settings.beta[0])
 
 
 class Arena:
@@ -210,8 +177,6 @@ class Arena:
         player = FullPlayer(UNet(model), UNet(frozen), model, frozen)
         if method.kind == "spin":
             play(player, self.opponent(frozen.state_dict, method.cfg), run, method.rounds)
-        elif method.kind == "kto":
-            learn(player, replace(run, method="kto"), 1, kto_step, corpus.rejected, player.opponent_hash())
         else:
             train_baseline(player, run, method.kind)
         return states
@@ -220,7 +185,7 @@ class Arena:
         steps = method.steps if method.kind == "spin" else method.steps * method.rounds
         return RoundSettings(
             (steps,),
-            (method.beta,),
+            (method.beta * (KAPPA if method.kind == "kto" else 1.0),),  # KTO's authors have no kappa
             method.rates,
             self.batch,
             warmup_steps=5,

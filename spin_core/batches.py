@@ -15,6 +15,7 @@ class Corpus:
 
     fingerprint: of captions and pictures together, so that a run is not continued on other data.
     real(i), rejected(i): latents [C, H, W] (rejected: DPO's loser; None where there are no preference pairs).
+    liked(i): the thumb of a picture by itself, for KTO; None where there are none.
     context(prompts, shape): the model's condition beside a latent of that shape (SDXL reads the size), batch first.
     """
 
@@ -24,6 +25,7 @@ class Corpus:
     context: Callable[[list[str], tuple[int, ...]], Context]
     rejected: Callable[[int], Tensor] | None = None
     fingerprint: str = ""
+    liked: Callable[[int], bool] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -33,7 +35,7 @@ class Corpus:
 class PairBatch:
     """B pairs. other is the opponent's or the rejected picture.
 
-    real, other, noise_real, noise_other: [B, C, H, W]; t: int [B].
+    real, other, noise_real, noise_other: [B, C, H, W]; t: int [B]. liked: bool [B], where each real picture has a thumb.
     """
 
     real: Tensor
@@ -42,6 +44,7 @@ class PairBatch:
     t: Tensor
     noise_real: Tensor
     noise_other: Tensor
+    liked: Tensor | None = None
 
 
 class BucketOrder:
@@ -111,7 +114,13 @@ class PairBatches:
             torch.tensor(t, device=self.device),
             self._stack(noise_real),
             self._stack(noise_other),
+            self._liked(samples[start : start + size]),
         )
+
+    def _liked(self, samples: Sequence[int]) -> Tensor | None:
+        if self.corpus.liked is None:
+            return None
+        return torch.tensor([self.corpus.liked(i) for i in samples], device=self.device)
 
     def _draw(self, index: int, place: int, sample: int) -> tuple:
         """One pair with its own chance: one t for both sides, one caption (dropped on both sides or on none)."""

@@ -28,7 +28,7 @@ from ..train_core import (
 from ..train_core.lora_dialects import plain_lora
 from .curves import verdict
 from .data import Dataset
-from .encoding import encode_dataset
+from .encoding import encode_dataset, taken_by
 from .game import Opponent, Progress, Run, generate, of_round, play, train_baseline
 from .pipelines import (
     SHARDED_BLOCKS,
@@ -104,13 +104,14 @@ def check_processes(engine, wanted: int | None) -> None:
         print(f"on {found} process{'es' if found > 1 else ''}", flush=True)
 
 
-def make_corpus(pipeline, settings: ModelSettings, engine, report: Report, pairs: bool):
+def make_corpus(pipeline, settings: ModelSettings, engine, report: Report, method: str):
     """Latents and captions. The main process encodes, the others then read what it kept."""
     store = TensorStore(settings.output / "cache")
     text = PipelineText.of(pipeline, store, engine.device)
     encoder = pipeline_encoder(pipeline, store, settings.resolution, engine.device)
     with engine.main_process_first():
-        corpus = encode_dataset(Dataset(settings.data), encoder, text, report, pairs, seed=settings.seed)
+        dataset = Dataset(settings.data)
+        corpus = encode_dataset(dataset, encoder, text, report, taken_by(method, dataset), seed=settings.seed)
         for prompt in {"", settings.negative, *corpus.prompts}:
             text.encoded(prompt)
     return corpus, text
@@ -132,7 +133,7 @@ def run_train(settings: TrainSettings) -> None:
     engine = make_engine(settings)
     pipeline = load_pipeline(settings, engine.device)
     report = Report()
-    corpus, text = make_corpus(pipeline, settings, engine, report, settings.method not in ("spin", "sft"))
+    corpus, text = make_corpus(pipeline, settings, engine, report, settings.method)
     if engine.is_main_process:
         print(report.text())
     if settings.tracker:
@@ -212,7 +213,7 @@ def run_generate(settings: GenerateSettings) -> None:
     engine = make_engine(settings)
     pipeline = load_pipeline(settings, engine.device)
     report = Report()
-    corpus, text = make_corpus(pipeline, settings, engine, report, pairs=False)
+    corpus, text = make_corpus(pipeline, settings, engine, report, "spin")
     if engine.is_main_process:
         print(report.text())
     opponent = make_opponent(pipeline, pipeline.unet, text, settings, engine.device)

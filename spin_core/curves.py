@@ -1,6 +1,8 @@
 """What the logged numbers say: the curves as a picture, and a verdict in words."""
 
 import io
+import math
+from statistics import fmean
 
 from PIL import Image
 
@@ -23,9 +25,9 @@ STILL = 0.02  # implicit accuracy this close to 0.5 at the end of a round: nothi
 
 
 def tail_mean(steps: list[dict], name: str) -> float:
-    """Mean of a metric over a round's last steps."""
-    values = [step["metrics"][name] for step in steps[-TAIL:]]
-    return sum(values) / len(values)
+    """Mean of a metric over a round's last steps; NaN counts for nothing (a batch of thumbs may be all of one kind)."""
+    known = [value for value in (step["metrics"][name] for step in steps[-TAIL:]) if not math.isnan(value)]
+    return fmean(known) if known else math.nan
 
 
 def verdict(metrics: dict) -> str:

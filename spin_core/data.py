@@ -32,6 +32,8 @@ from ..intake import (
 from .samples import Picture, Sample
 
 PICTURE_COLUMNS = ("image", "jpg", "png", "picture", "img")
+THUMB_COLUMNS = ("label", "thumb", "liked")  # of pictures without a pair
+THUMBS = {"true": 1.0, "up": 1.0, "liked": 1.0, "false": 0.0, "down": 0.0, "disliked": 0.0}  # numbers may be classes
 PICK_A_PIC_COLUMNS = ["jpg_0", "jpg_1", "caption", "label_0", "label_1"]
 
 
@@ -98,11 +100,19 @@ def read_folder(folder: Path, report: Report) -> Iterator[Sample]:
 
 
 def read_pictures(found: Iterator[Captioned]) -> Iterator[Sample]:
-    """Pictures with captions as samples, each as often as its folder says (kohya)."""
+    """Pictures with captions as samples, each as often as its folder says (kohya), with its thumb where it has one."""
     for one in found:
-        sample = Sample(one.captions[0], Picture(one.name, one.picture), meta=one.meta, captions=one.captions)
+        picture = Picture(one.name, one.picture)
+        sample = Sample(one.captions[0], picture, None, thumb_of(one), one.meta, one.captions)
         for _ in range(one.repeats):
             yield sample
+
+
+def thumb_of(one: Captioned) -> float | None:
+    """1.0 or 0.0 by a column such as label (true or false), or by its folder's name (liked, disliked); None where neither says."""
+    columns = {str(name).lower(): value for name, value in one.meta.items()}
+    told = [columns[name] for name in THUMB_COLUMNS if name in columns] + list(Path(one.name).parts[-2:-1])
+    return next((THUMBS[word] for word in (str(value).strip().lower() for value in told) if word in THUMBS), None)
 
 
 def read_metadata(file: Path, report: Report) -> Iterator[Sample]:
@@ -143,7 +153,8 @@ def read_parquet(file: Path, report: Report) -> Iterator[Sample]:
     elif text and {"chosen", "rejected"} <= by_name.keys():
         columns, sample_of = [text, by_name["chosen"], by_name["rejected"]], chosen_pair
     elif text and picture:
-        columns, sample_of = [text, picture], captioned
+        thumbs = [by_name[name] for name in THUMB_COLUMNS if name in by_name][:1]
+        columns, sample_of = [text, picture, *thumbs], captioned
     else:
         raise BadFile(
             f'Name the columns as the hub does.\n"{file.name}" has {", ".join(by_name)}: it needs '
@@ -187,10 +198,11 @@ def chosen_pair(row: list, where: str, report: Report, names=("chosen", "rejecte
 
 def captioned(row: list, where: str, report: Report) -> Sample | None:
     captions, content = captions_of(row[0]), content_of(row[1])
+    label = THUMBS.get(str(row[2]).strip().lower()) if len(row) > 2 else None
     if not captions or content is None:
         report.leave_out(where, "no picture" if captions else "no caption")
         return None
-    return Sample(captions[0], Picture(where, content), captions=captions)
+    return Sample(captions[0], Picture(where, content), label=label, captions=captions)
 
 
 def label_of(value) -> float | None:

@@ -39,7 +39,7 @@ from ..train_core import (
 from .batches import BucketOrder, Corpus, PairBatches
 from .generation import Order, Pictures, Sample
 from .players import Player
-from .steps import PairOptions, PairStep, SftStep
+from .steps import KtoStep, PairOptions, PairStep, SftStep
 from .store import TensorStore
 
 HIGH_RATE = 0.1
@@ -196,9 +196,11 @@ BASELINES = {"sft": ("sft",), "dpo": ("dpo",), "kto": ("kto",), "sft+dpo": ("sft
 def train_baseline(player: Player, run: Run, method: str) -> Game:
     """One of BASELINES by the same loop, a round a stage; each round's reference is the model that it starts from.
 
-    Supervised fine-tuning on the real pictures, Diffusion-DPO or Diffusion-KTO on the pairs, or DPO from an SFT start.
+    Supervised fine-tuning on the real pictures, Diffusion-DPO on pairs, Diffusion-KTO on pairs or on pictures with thumbs, or
+    DPO from an SFT start.
     """
-    if method != "sft" and run.corpus.rejected is None:
+    thumbs = method == "kto" and run.corpus.liked is not None
+    if method != "sft" and run.corpus.rejected is None and not thumbs:
         raise ValueError(
             "Take a data set with preference pairs.\n"
             f"{method.upper()} trains on them; this one has no second picture and label for its prompts."
@@ -224,12 +226,14 @@ def learn_stage(player: Player, run: Run, number: int, stage: str, game: Game) -
     return finished(player, run, number, start) or learn(player, run, number, make_step, other, start)
 
 
-def pair_step(player: Player, run: Run, number: int) -> PairStep:
-    """SPIN's step, and Diffusion-DPO's, whose reference is the opponent of round 1."""
+def pair_step(player: Player, run: Run, number: int) -> PairStep | KtoStep:
+    """The step of the loss that was chosen: SPIN's, which is Diffusion-DPO's too (its reference is the opponent of round 1), or KTO's."""
     policy, reference = (MixedPrecision(model, run.engine) for model in (player.policy, player.reference))
-    beta = of_round(run.settings.beta, number)
-    share = partial(run.engine.reduce, reduction="mean")
-    return PairStep(policy, reference, beta, run.settings.options, run.settings.low_memory, share)
+    beta, options, low_memory = of_round(run.settings.beta, number), run.settings.options, run.settings.low_memory
+    if options.loss == "kto":
+        share = partial(run.engine.reduce, reduction="mean")
+        return KtoStep(policy, reference, beta, options.sft_weight, low_memory, share)
+    return PairStep(policy, reference, beta, options, low_memory)
 
 
 def sft_step(player: Player, run: Run, number: int) -> SftStep:

@@ -1,4 +1,4 @@
-"""The losses as pure functions: SPIN by the step and by the trajectory, Diffusion-DPO, supervised fine-tuning.
+"""The losses as pure functions: SPIN by the step and by the trajectory, Diffusion-DPO and -KTO, supervised fine-tuning.
 
 beta follows Salesforce's DiffusionDPO: errors are means over C, H, W and kappa = 1/2. (diffusers' script has
 no kappa, so its beta is half of this one; SimpleTuner sums over pixels, so its beta is smaller by C·H·W.)
@@ -15,7 +15,7 @@ KAPPA = 0.5
 
 
 class Errors(NamedTuple):
-    """e(p, y) of player (policy) and opponent (reference) on the real and on the generated picture, [B] each."""
+    """e(p, y) of player (policy) and opponent (reference) on the real and on the generated pictures, [B] each."""
 
     policy_real: Tensor
     policy_generated: Tensor
@@ -97,38 +97,28 @@ def pair_loss(
 
 
 def kto_loss(
-    policy_real: Tensor,
-    policy_generated: Tensor,
-    reference_real: Tensor,
-    reference_generated: Tensor,
-    target_real: Tensor,
-    target_generated: Tensor,
+    policy: Tensor,
+    reference: Tensor,
+    target: Tensor,
+    liked: Tensor,
     beta: float | Tensor,
     *,
     sft_weight: float = 0.0,
     share: Callable[[Tensor], Tensor] = lambda mean: mean,
 ) -> PairLoss:
-    """Diffusion-KTO (Li et al., arXiv 2404.04465, eq. 8): each picture by itself, liked (real) or not (generated).
+    """Diffusion-KTO (Li et al., arXiv 2404.04465, eq. 8): each picture by itself, liked or not. Predictions [B, …]; liked: bool [B].
 
     g = e(theta_k) - e(theta); Q = max(0, mean g), without a gradient; z = +-beta·(g - Q); loss = mean of 1 - sigmoid(z), as in
     the authors' code, whose beta has no kappa. At theta = theta_k it is 1/2. share: the mean over all processes' batches.
-    Per sample, logits and weight are [2B], the liked pictures first.
+    sft_weight: adds so much of the liked pictures' mean error. In `errors`, real are those that are liked.
     """
-    errors = Errors(
-        squared_error(policy_real, target_real),
-        squared_error(policy_generated, target_generated),
-        squared_error(reference_real, target_real),
-        squared_error(reference_generated, target_generated),
-    )
-    liked, disliked = (
-        errors.reference_real - errors.policy_real,
-        errors.reference_generated - errors.policy_generated,
-    )
-    threshold = share(torch.cat([liked, disliked]).mean().detach()).clamp(min=0)
-    logits = beta * torch.cat([liked - threshold, threshold - disliked])
-    plain = sft_weight * errors.policy_real
-    per_sample = 1 - torch.sigmoid(logits) + torch.cat([plain, plain])
-    return summary(per_sample, logits, errors)
+    policy_error, reference_error = squared_error(policy, target), squared_error(reference, target)
+    gain = reference_error - policy_error
+    threshold = share(gain.mean().detach()).clamp(min=0)
+    logits = beta * torch.where(liked, gain - threshold, threshold - gain)
+    plain = policy_error * liked * (len(liked) / liked.sum().clamp(min=1))
+    errors = Errors(policy_error[liked], policy_error[~liked], reference_error[liked], reference_error[~liked])
+    return summary(1 - torch.sigmoid(logits) + sft_weight * plain, logits, errors)
 
 
 def summary(per_sample: Tensor, logits: Tensor, errors: Errors) -> PairLoss:

@@ -40,7 +40,8 @@ class Picture:
 class Sample:
     """What is trained on: a caption, its picture (None in a prompt list), and for preference pairs the rejected one.
 
-    label: 1.0 where `image` is preferred to `image_b`; None without a pair. captions: all of them, where the data has
+    label: 1.0 where `image` is preferred to `image_b`; of a picture without a pair its thumb, 1.0 up and 0.0 down; None without
+    either. captions: all of them, where the data has
     several; `caption` draws one.
     """
 

@@ -101,7 +101,7 @@ class TrainSettings(ModelSettings):
 
     method: Literal["spin", "sft", "dpo", "kto", "sft+dpo"] = Field(
         "spin",
-        description="Self-play; supervised fine-tuning; on pairs Diffusion-DPO, Diffusion-KTO, or DPO from an SFT start.",
+        description="Self-play; supervised fine-tuning; on pairs Diffusion-DPO, or DPO from an SFT start; on pairs or thumbs Diffusion-KTO.",
     )
     rounds: int = Field(1, ge=1, description="Rounds of self-play.")
     lora: Path | None = Field(None, description="A LoRA to start from: it is merged into the model first.")

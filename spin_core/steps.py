@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,6 @@ class PairStep:
 
     low_memory: the same gradient with the activations of one
     side at a time; costs one forward of the generated side more.
-    share: the mean of a number over all processes.
     """
 
     policy: Denoiser
@@ -42,7 +41,6 @@ class PairStep:
     beta: float
     options: PairOptions = field(default_factory=PairOptions)
     low_memory: bool = False
-    share: Callable[[Tensor], Tensor] = lambda mean: mean
 
     def __call__(self, batch: PairBatch, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         real, other, targets = noised_pair(self.policy, batch)
@@ -76,9 +74,6 @@ class PairStep:
 
     def _loss(self, policy, reference, targets) -> PairLoss:
         options = self.options
-        if options.loss == "kto":
-            known = (*policy, *reference, *targets, self.beta)
-            return kto_loss(*known, sft_weight=options.sft_weight, share=self.share)
         return pair_loss(
             *policy,
             *reference,
@@ -88,6 +83,65 @@ class PairStep:
             safeguard=options.safeguard,
             sft_weight=options.sft_weight,
         )
+
+
+class Side(NamedTuple):
+    """Noisy pictures and what is asked of them: x_t, target [B, …], t int [B], context, liked bool [B]."""
+
+    x_t: Tensor
+    target: Tensor
+    t: Tensor
+    context: Context
+    liked: Tensor
+
+
+@dataclass(frozen=True)
+class KtoStep:
+    """Diffusion-KTO's step: each picture by itself, liked or not. Of a pair the real picture is liked, the other one not.
+
+    low_memory: the same gradient from one side of the pairs at a time. share: the mean of a number over all processes.
+    """
+
+    policy: Denoiser
+    reference: Denoiser
+    beta: float
+    sft_weight: float = 0.0
+    low_memory: bool = False
+    share: Callable[[Tensor], Tensor] = lambda mean: mean
+
+    def __call__(self, batch: PairBatch, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        sides = kto_sides(self.policy, batch)
+        whole = cat_sides(sides)
+        parts = sides if self.low_memory else [whole]
+        with torch.no_grad():
+            reference = self.reference.predict(whole.x_t, whole.t, whole.context)
+            known = [None, *(self.policy.predict(part.x_t, part.t, part.context) for part in parts[1:])]
+        for place, part in enumerate(parts):
+            graded = self.policy.predict(part.x_t, part.t, part.context)
+            policy = torch.cat([*known[:place], graded, *known[place + 1 :]])
+            found = self._loss(policy, reference, whole)
+            backward(found.loss)
+            known[place] = graded.detach()
+        return pair_metrics(found) | {"drift": drift((policy,), (reference,))}
+
+    def _loss(self, policy: Tensor, reference: Tensor, whole: Side) -> PairLoss:
+        options = {"sft_weight": self.sft_weight, "share": self.share}
+        return kto_loss(policy, reference, whole.target, whole.liked, self.beta, **options)
+
+
+def kto_sides(model: Denoiser, batch: PairBatch) -> list[Side]:
+    """The pictures of the batch: both sides of its pairs, or one side with a thumb for each picture."""
+    real = noised(model, batch.real, batch.noise_real, batch.t)
+    if batch.liked is not None:
+        return [Side(*real, batch.t, batch.context, batch.liked)]
+    other = noised(model, batch.other, batch.noise_other, batch.t)
+    liked = torch.ones_like(batch.t, dtype=torch.bool)
+    return [Side(*real, batch.t, batch.context, liked), Side(*other, batch.t, batch.context, ~liked)]
+
+
+def cat_sides(sides: list[Side]) -> Side:
+    x_t, target, t, context, liked = zip(*sides, strict=True)
+    return Side(torch.cat(x_t), torch.cat(target), torch.cat(t), cat_contexts(list(context)), torch.cat(liked))
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ class SPINDataset(io.ComfyNode):
                 io.Combo.Input("source", options=data_places(),
                     tooltip="A folder or file of ComfyUI's input directory: pictures with .txt captions beside them "
                     "(a subfolder 10_name is read ten times), a folder with metadata.jsonl or metadata.csv, .tar "
-                    "archives of webdataset, .parquet of Pick-a-Pic, or a list of prompts."),
+                    "archives of webdataset, .parquet of Pick-a-Pic, or a list of prompts. Thumbs for KTO: a column label of "
+                    "true and false, or two folders called liked and disliked."),
                 io.Image.Input("images", optional=True, tooltip="Pictures of the graph, where the source says so."),
                 io.String.Input("captions", multiline=True, optional=True,
                     tooltip="For pictures of the graph: one line a picture, or a single line for all."),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import comfy.model_management
 
+from ...spin_core.batches import Corpus
 from ...spin_core.game import Run
 from ...train_core import MixedPrecision, gradient_checkpointing
 from ..host.families import transformer_blocks
@@ -28,33 +29,33 @@ def make_room(trainee: LoRATrainee, run: Run, asked: TrainingRun, drawing: Calla
     drawn = min(asked.opponent.batch, len(run.corpus)) if drawing else 0
     rehearsal = Rehearsal(trainee.player, policy, run.corpus, draw, drawn)
     base, area = trainee.patcher.model_size(), largest[-1] * largest[-2]
-    need = rehearsal.need(base, asked.adapters)
-    told = need.text(rows(asked), area)
+    need, wanted = rehearsal.need(base, asked.adapters), rows(asked, run.corpus)
+    told, beside = need.text(wanted, area), need.beside(wanted, area)
     free = comfy.model_management.get_free_memory(trainee.patcher.load_device)
-    if need.beside(rows(asked), area) <= free:
+    if beside <= free:
         return told
-    trainee.ready.reserve(need.beside(rows(asked), area))
-    if need.beside(rows(asked), area) <= free + base:
+    trainee.ready.reserve(beside)
+    if beside <= free + base:
         return f"{told} {size(free)} are free: some of the model is read from system memory, which takes longer."
     fitting = next(
-        (words for words, bytes in savings(trainee, rehearsal, need, area, asked) if bytes <= free + base), None
+        (words for words, bytes in savings(trainee, rehearsal, need, wanted, area, asked) if bytes <= free + base), None
     )
     return f"{told} {size(free + base)} are there: " + (
         f"it would fit with {fitting}." if fitting else "use a smaller model."
     )
 
 
-def rows(asked: TrainingRun) -> int:
+def rows(asked: TrainingRun, corpus: Corpus) -> int:
     """Rows of one forward: both sides of each pair at once, unless memory is short."""
-    paired = asked.method != "sft" and not asked.settings.low_memory
+    paired = (asked.method == "spin" or corpus.rejected is not None) and not asked.settings.low_memory
     return asked.settings.batch_size * (2 if paired else 1)
 
 
 def savings(
-    trainee: LoRATrainee, rehearsal: Rehearsal, need: Need, area: int, asked: TrainingRun
+    trainee: LoRATrainee, rehearsal: Rehearsal, need: Need, wanted: int, area: int, asked: TrainingRun
 ) -> Iterator[tuple[str, int]]:
-    """Settings that need less, each with those before it, and the bytes beside the model with them."""
-    words, now, wanted = [], need, rows(asked)
+    """Settings that need less, each with those before it, and the bytes beside the model with them. wanted: rows of a step."""
+    words, now = [], need
     if not asked.options.checkpointing:
         words.append("gradient_checkpointing")
         with gradient_checkpointing(transformer_blocks(trainee.player.model)):

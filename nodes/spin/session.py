@@ -15,7 +15,7 @@ from torch import Tensor
 from ...intake import Report
 from ...scores.scorer import Scorer
 from ...spin_core.batches import Corpus
-from ...spin_core.encoding import encode_dataset
+from ...spin_core.encoding import encode_dataset, taken_by
 from ...spin_core.game import Game, OnProgress, Opponent, Progress, Run, play, train_baseline
 from ...spin_core.store import TensorStore
 from ...train_core import HeldOut, LocalEngine, save_tensors
@@ -108,7 +108,7 @@ def make_corpus(model, captions: Captions, vae, dataset, asked: TrainingRun, rep
         picture_encoder(vae, model, captions.store, asked.resolution),
         lambda prompts, shape: [context_of(model, captions.conditioning(p), shape) for p in prompts],
         report,
-        pairs=asked.method not in ("spin", "sft"),
+        take=taken_by(asked.method, dataset),
         on_picture=lambda done: comfy.model_management.throw_exception_if_processing_interrupted(),
         seed=asked.settings.seed,
     )

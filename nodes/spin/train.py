@@ -194,8 +194,8 @@ class TrainBaseline(io.ComfyNode):
                 io.DynamicCombo.Input("method",
                     options=[io.DynamicCombo.Option(name, [] if name == SFT else [beta]) for name in METHODS],
                     tooltip="SFT: pictures with captions. DPO: Diffusion-DPO (arXiv 2311.12908) on pairs. KTO: "
-                    "Diffusion-KTO (arXiv 2404.04465), each picture of the pairs liked or not by itself. SFT, then DPO: "
-                    "both, a round each; DPO's reference is what SFT has learnt."),
+                    "Diffusion-KTO (arXiv 2404.04465), each picture by itself, liked or not: thumbs without pairs, or the "
+                    "pictures of pairs. SFT, then DPO: both, a round each; DPO's reference is what SFT has learnt."),
                 io.Int.Input("steps", default=500, min=1, max=1000000, tooltip="Optimiser steps of each round."),
                 io.Float.Input("learning_rate", default=2e-5, min=1e-9, max=1.0, step=1e-7, round=False,
                     tooltip="Peak rate."),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vico_spin.intake import Report
 from vico_spin.spin_core.data import Dataset, Listed, bucket, fit
-from vico_spin.spin_core.encoding import Encoder, encode_dataset
+from vico_spin.spin_core.encoding import Encoder, encode_dataset, taken_by
 from vico_spin.spin_core.samples import Picture, Sample
 from vico_spin.spin_core.store import TensorStore
 
@@ -253,10 +253,53 @@ def test_another_vae_encodes_anew(tmp_path):
 
 
 def test_pairs_keep_the_rejected_picture(tmp_path):
-    corpus = encode_dataset(Listed(samples()), encoder(tmp_path, []), None, Report(), pairs=True)
+    corpus = encode_dataset(Listed(samples()), encoder(tmp_path, []), None, Report(), "pairs")
     assert corpus.prompts == ["a"] and corpus.rejected(0).shape == corpus.real(0).shape
+
+
+def thumbs(folder):
+    return [(sample.prompt, sample.label) for sample in Dataset(folder).samples()]
+
+
+def test_thumbs_are_a_column_or_the_names_of_two_folders(tmp_path):
+    """Numbers in a column of that name may be classes, and words another data set's: they are no thumbs."""
+    values = ["true", '"down"', "1", '"cat"', "false"]
+    lines = [f'{{"file_name": "{n}.png", "text": "{n}", "label": {value}}}' for n, value in enumerate(values)]
+    pictures = {f"table/{n}.png": picture_bytes() for n in range(5)}
+    write(tmp_path, **pictures, **{"table/metadata.jsonl": "\n".join(lines)})
+    assert thumbs(tmp_path / "table") == [("0", 1.0), ("1", 0.0), ("2", None), ("3", None), ("4", 0.0)]
+    names = ("liked/a", "Disliked/b", "c")
+    files = {f"folders/{n}.png": picture_bytes() for n in names} | {f"folders/{n}.txt": n[-1] for n in names}
+    write(tmp_path, **files)
+    assert sorted(thumbs(tmp_path / "folders")) == [("a", 1.0), ("b", 0.0), ("c", None)]
+    write(tmp_path, **{"t/metadata.csv": "file_name,text,Thumb\na.png,a,up\n", "t/a.png": picture_bytes()})
+    assert thumbs(tmp_path / "t") == [("a", 1.0)]
+
+
+def thumbed(*labels):
+    return Listed(tuple(Sample(f"{n}", Picture(f"{n}", picture_bytes()), None, t) for n, t in enumerate(labels)))
+
+
+def test_the_rarer_thumb_is_repeated_until_there_are_as_many(tmp_path):
+    """Three liked, one disliked, one without a thumb, which is left out by name."""
+    data, report = thumbed(1.0, 0.0, 1.0, None, 1.0), Report()
+    assert [taken_by(method, data) for method in ("kto", "dpo", "sft")] == ["thumbs", "pairs", "pictures"]
+    corpus = encode_dataset(data, encoder(tmp_path, []), None, report, "thumbs")
+    assert corpus.prompts == ["0", "1", "2", "4", "1", "1"] and corpus.rejected is None
+    assert [corpus.liked(i) for i in range(6)] == [True, False, True, True, False, False]
+    assert "no thumb (label true or false" in report.text()
+    others = encode_dataset(thumbed(0.0, 1.0, 1.0, None, 1.0), encoder(tmp_path, []), None, Report(), "thumbs")
+    assert others.fingerprint != corpus.fingerprint
+    with pytest.raises(ValueError, match=r"Add pictures of the other kind\.\n.* are liked"):
+        encode_dataset(thumbed(1.0), encoder(tmp_path, []), None, Report(), "thumbs")
+
+
+def test_what_is_not_liked_is_no_picture_to_learn_from(tmp_path):
+    report = Report()
+    corpus = encode_dataset(thumbed(1.0, 0.0, None), encoder(tmp_path, []), None, report)
+    assert corpus.prompts == ["0", "2"] and corpus.liked is None and "not liked: for KTO alone" in report.text()
 
 
 def test_nothing_usable_says_why(tmp_path):
     with pytest.raises(ValueError, match=r"Take a data set with preference pairs(?s:.*)no second picture"):
-        encode_dataset(Listed(samples()[1:2]), encoder(tmp_path, []), None, Report(), pairs=True)
+        encode_dataset(Listed(samples()[1:2]), encoder(tmp_path, []), None, Report(), "pairs")

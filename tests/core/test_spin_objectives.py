@@ -45,15 +45,31 @@ def test_kto_by_hand(errors, logits, loss):
     loss = (1 − σ(1) + 1 − σ(3))/2 = (0.268941 + 0.047426)/2. Then 0.25 − 0.04 = 0.21 and 0.25 − 0.16 = 0.09: Q = 0.15,
     z = 20·0.06 for both; loss = 1 − σ(1.2).
     """
-    parts = [torch.full((1, 1, 2, 2), value) for value in (*errors, 0.0, 0.0)]
-    found = kto_loss(*parts, 20.0)
+    policy, reference = (torch.tensor(side)[:, None, None].expand(2, 3, 2) for side in (errors[:2], errors[2:]))
+    found = kto_loss(policy, reference, torch.zeros(2, 3, 2), torch.tensor([True, False]), 20.0)
     assert found.logits.tolist() == pytest.approx(logits, rel=1e-4)
     assert found.loss.item() == pytest.approx(loss, rel=1e-4)
 
 
+def test_kto_of_thumbs_without_pairs_by_hand():
+    """Two liked, one disliked; e(θ) 0.04, 0.16, 0.01, e(θk) 0.25, 0.09, 0.16: g = 0.21, −0.07, 0.15, Q = 0.29/3, beta 20.
+
+    z = 20·(0.21 − Q) = 2.2667, 20·(−0.07 − Q) = −3.3333, 20·(Q − 0.15) = −1.0667; 1 − σ(z) = 0.093921, 0.965555, 0.743962: their
+    mean is 0.601146. With an SFT term of 0.3: 0.3·(0.04 + 0.16)/2 = 0.03 more.
+    """
+    policy, reference = (torch.tensor(side)[:, None].expand(3, 4) for side in ((0.2, 0.4, 0.1), (0.5, 0.3, 0.4)))
+    known = (policy, reference, torch.zeros(3, 4), torch.tensor([True, True, False]), 20.0)
+    found = kto_loss(*known)
+    assert found.logits.tolist() == pytest.approx([2.266667, -3.333333, -1.066667], rel=1e-5)
+    assert found.loss.item() == pytest.approx(0.601146, rel=1e-5)
+    assert kto_loss(*known, sft_weight=0.3).loss.item() == pytest.approx(0.631146, rel=1e-5)
+    assert found.errors.policy_real.tolist() == pytest.approx([0.04, 0.16])
+    assert found.errors.reference_generated.tolist() == pytest.approx([0.16])
+
+
 def test_kto_starts_at_one_half():
-    real, generated, target_real, target_generated = predictions(count=4)
-    assert kto_loss(real, generated, real, generated, target_real, target_generated, 5000.0).loss.item() == 0.5
+    policy, target = predictions(count=2)
+    assert kto_loss(policy, policy, target, torch.tensor([True, False, True]), 5000.0).loss.item() == 0.5
 
 
 def test_half_precision_predictions_are_judged_in_float32():

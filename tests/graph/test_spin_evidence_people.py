@@ -7,16 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from vico_spin.benchmarks.spin_arena import KtoStep
 from vico_spin.benchmarks.spin_documents import write_documents
 from vico_spin.benchmarks.spin_evidence import SEARCH_SEED, Cell, Sizes, Study, held, save_arrays, searched
 from vico_spin.benchmarks.spin_judges import Choices, PreferenceModel, crossed_interval, preference, win
 from vico_spin.benchmarks.spin_people import agreement, art_of, blurred, pairs, see, utility
 from vico_spin.scripts.sprite_world_card import BASE
-from vico_spin.spin_core.batches import PairBatch
 from vico_spin.sprite_world.pictures import chosen_pictures
 from vico_spin.sprite_world.vocabulary import read_caption
-from vico_spin.train_core import NoiseSchedule, scaled_linear_alphas_cumprod
 
 
 def test_the_same_seed_gives_the_same_pairs_at_every_noise():
@@ -155,29 +152,3 @@ def test_two_processes_do_not_make_the_same_training(tmp_path):
         assert (first, second) == (True, False)
     with held(tmp_path / "cell", wait=False) as again:
         assert again
-
-
-class Constant:
-    """Predicts one number everywhere."""
-
-    prediction, schedule = "epsilon", NoiseSchedule.from_alphas_cumprod(scaled_linear_alphas_cumprod())
-
-    def __init__(self, value: float):
-        self.value = torch.tensor(value, requires_grad=True)
-
-    def predict(self, x_t, t, context):
-        return self.value.expand(x_t.shape)
-
-
-def test_kto_s_gradient_by_hand():
-    """With e = mean (p - eps)² at p = 0 all gains are 0: loss 1 - sigma(0) = 1/2, slope -kappa·beta/4·(m_wanted - m_unwanted).
-
-    From U' = 1/4 at 0, a half for the mean of both sides, and g' = kappa·beta·2·mean(eps) on each.
-    """
-    wanted, unwanted = torch.full((3, 4, 2, 2), 0.5), torch.full((3, 4, 2, 2), 0.2)
-    latents, t = torch.zeros_like(wanted), torch.full((3,), 500)
-    policy = Constant(0.0)
-    step = KtoStep(policy, Constant(0.0), beta=8.0)
-    found = step(PairBatch(latents, latents, torch.zeros(3, 1), t, wanted, unwanted), lambda loss: loss.backward())
-    assert found["loss"].item() == pytest.approx(0.5)
-    assert policy.value.grad.item() == pytest.approx(-0.5 * 8.0 / 4 * (0.5 - 0.2))

@@ -218,6 +218,6 @@ def test_a_model_whose_answer_is_no_prediction_is_refused_with_the_reason(call, 
 def test_only_settings_that_the_node_has_are_offered_where_memory_is_short(method, offered):
     """Train Baseline has no SPIN Options, and was told to switch low_memory on there."""
     asked = TrainingRun(RoundSettings(batch_size=2), TrainingOptions(checkpointing=True), method=method)
-    words = [words for words, _ in room.savings(None, None, Need(0, 0, Growth(0, 0, 0), 0), 64, asked)]
+    words = [words for words, _ in room.savings(None, None, Need(0, 0, Growth(0, 0, 0), 0), 4, 64, asked)]
     assert any("low_memory" in told for told in words) == offered
     assert any("batch_size 1" in told for told in words)

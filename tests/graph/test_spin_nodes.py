@@ -240,6 +240,19 @@ def test_pairs_of_the_graph_train_dpo(call, play):
         call("SPINDataset", source="pictures from the graph", images=images, captions=line, rejected=images[:3])
 
 
+def test_thumbs_without_pairs_train_kto(call, play, places):
+    """Two folders, liked and disliked, of pictures with captions beside them: the loss starts at 1/2, and nothing is left out."""
+    for number, name in enumerate(("liked/a", "liked/b", "disliked/c")):
+        path = places / "input" / "thumbs" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pictures()[number].numpy() * 255).astype(numpy.uint8)).save(path)
+        path.with_suffix(".txt").write_text(name[-1])
+    data, report, _ = call("SPINDataset", source="thumbs")
+    _, lora, loss, metrics = play(tiny(), data=data, method="KTO", beta=50.0)
+    assert "3 samples" in report and loss["loss"][0] == 0.5 and lora
+    assert call("SPINCurves", metrics=metrics)[1].startswith("Round 1: implicit accuracy")
+
+
 def test_dpo_without_pairs_says_so(play):
     with pytest.raises(ValueError, match="Take a data set with preference pairs"):
         play(tiny(), method="DPO", beta=50.0)
