@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...train_core import weights_hash
 from .families.gradients import differentiable, replaced
+from .families.recomputed import recomputed
 from .plain import check_plain
 
 
@@ -87,8 +88,7 @@ class Frozen:
         load_frozen(self.patchers, self.memory)
         with ExitStack() as stack:  # leaves nothing behind where one of them fails
             for patcher in self.patchers:
-                stack.enter_context(readable(patcher.model))
-                stack.enter_context(differentiable(patcher.model))
+                stack.enter_context(graded(patcher.model))
             for make in self.within:
                 stack.enter_context(make())
             self.stack = stack.pop_all()
@@ -112,6 +112,13 @@ class Frozen:
         self.stack.close()
         yield
         self.__enter__()
+
+
+@contextmanager
+def graded(network: nn.Module) -> Iterator[None]:
+    """Inside, gradients pass the network, and little of it is kept for them."""
+    with readable(network), differentiable(network), recomputed(network):
+        yield
 
 
 @contextmanager
@@ -159,6 +166,8 @@ def read(module: nn.Module, forward, x: Tensor, *args, **kwargs) -> Tensor:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return forward(x, *args, **kwargs)
     if computes_as_stored(module, x):
+        if isinstance(module, tuple(CONVOLUTIONS)):
+            return FrozenConvolution.apply(x, module, lambda x: forward(x, *args, **kwargs))
         with saveable(module):
             return forward(x, *args, **kwargs)
     return FrozenLayer.apply(x, module, lambda x: forward(x, *args, **kwargs))
@@ -171,6 +180,20 @@ def computes_as_stored(module: nn.Module, x: Tensor) -> bool:
     quantised = isinstance(module.weight, comfy.ops.QuantizedTensor)
     patched = module.weight_function or module.bias_function
     return plain and not quantised and not patched and not torch.is_autocast_enabled(x.device.type)
+
+
+class FrozenConvolution(torch.autograd.Function):
+    """A convolution by its weight as stored; torch's own keeps its input too, for a gradient of the weight that nobody wants."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, module: nn.Module, forward) -> Tensor:
+        ctx.module, ctx.shape = module, x.shape
+        return forward(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        return through(ctx.module, grad, ctx.module.weight, ctx.shape), None, None
 
 
 class FrozenLayer(torch.autograd.Function):
