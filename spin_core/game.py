@@ -37,7 +37,7 @@ from ..train_core import (
     train,
 )
 from .batches import BucketOrder, Corpus, PairBatches
-from .generation import Order, Pictures, Sample
+from .generation import Kind, Order, Pictures, Sample, any_kind
 from .players import Player
 from .steps import KtoStep, PairOptions, PairStep, SftStep
 from .store import TensorStore
@@ -105,13 +105,15 @@ def of_round(values: Sequence, round_number: int):
 class Opponent:
     """How the opponent draws. sampler: its settings as JSON values, part of every picture's key.
 
-    together: its weights are shared out over the processes, so that all of them draw each picture.
+    together: its weights are shared out over the processes, so that all of them draw each picture. kind: of a
+    prompt: those of one kind are drawn in one batch.
     """
 
     sample: Sample
     sampler: dict
     batch_size: int = 4
     together: bool = False
+    kind: Kind = any_kind
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,7 @@ def generate(opponent: Opponent, opponent_hash: str, run: Run, number: int) -> C
         lambda done, total: run.on_progress(Progress("generate", number, done, total)),
         *share,
         run.engine.wait_for_everyone,
+        opponent.kind,
     )
     run.engine.wait_for_everyone()
     return lambda i: pictures.latent(orders[i])

@@ -1,6 +1,6 @@
 """The opponent's pictures: in batches, kept on disk, resumable at any point, shared out over the ranks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,6 +10,11 @@ from .store import TensorStore, store_key
 # sample(prompts, seeds, shape) -> latents [B, C, H, W]. One seed
 # alone decides a picture's noise, whatever batch it is in.
 Sample = Callable[[list[str], list[int], tuple[int, ...]], Tensor]
+Kind = Callable[[str], Hashable]  # of a prompt: those of one kind can be drawn in one forward
+
+
+def any_kind(prompt: str) -> Hashable:
+    return None
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Pictures:
         process_index: int = 0,
         num_processes: int = 1,
         wait: Callable[[], None] = lambda: None,
+        kind: Kind = any_kind,
     ) -> None:
         """Makes what is missing.
 
@@ -67,7 +73,7 @@ class Pictures:
         on_progress(done, total) is called before the first and after
         every batch, and may raise to stop: what is made stays. wait: until all processes have seen what is missing.
         """
-        batches = list(batches_of_one_shape(orders, batch_size))[process_index::num_processes]
+        batches = list(batches_alike(orders, batch_size, kind))[process_index::num_processes]
         missing = [not all(self.key(order) in self.store for order in batch) for batch in batches]
         wait()
         done, total = 0, sum(map(len, batches))
@@ -84,11 +90,11 @@ class Pictures:
             self.store.put(self.key(order), {"latent": latent}, order.made_from(self.model_hash, self.sampler))
 
 
-def batches_of_one_shape(orders: Sequence[Order], batch_size: int) -> Iterator[list[Order]]:
-    """The orders in batches whose latents have one shape, each order once."""
-    by_shape: dict[tuple[int, ...], list[Order]] = {}
+def batches_alike(orders: Sequence[Order], batch_size: int, kind: Kind = any_kind) -> Iterator[list[Order]]:
+    """The orders in batches whose latents have one shape and whose prompts are of one kind, each order once."""
+    groups: dict[tuple, list[Order]] = {}
     for order in dict.fromkeys(orders):
-        by_shape.setdefault(order.shape, []).append(order)
-    for same in by_shape.values():
-        for start in range(0, len(same), batch_size):
-            yield same[start : start + batch_size]
+        groups.setdefault((order.shape, kind(order.prompt)), []).append(order)
+    for alike in groups.values():
+        for start in range(0, len(alike), batch_size):
+            yield alike[start : start + batch_size]

@@ -1,6 +1,6 @@
 """Captions and pictures as the model reads them, and the host's sampler as the opponent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import comfy.sd
@@ -53,6 +53,10 @@ class Captions:
         tensors = self.store.get(key)
         return [[tensors.pop("cross_attn"), tensors]]
 
+    def kind(self, prompt: str) -> tuple:
+        """What the prompt has in common with those that can be drawn beside it in one forward."""
+        return batch_kind(self.conditioning(prompt)[0], prompt)
+
     def together(self, prompts: list[str]) -> list[tuple[list[int], list]]:
         """(places, CONDITIONING) for each part of the prompts that can be drawn as one batch, a row a prompt.
 
@@ -64,13 +68,13 @@ class Captions:
         return [(places, joined([self.conditioning(prompts[i])[0] for i in places])) for places in parts.values()]
 
 
-def batch_kind(row: list, place: int) -> tuple:
-    """What rows of one batch have in common. `place` tells apart those that only fit a batch of one prompt."""
+def batch_kind(row: list, apart: Hashable) -> tuple:
+    """What rows of one batch have in common. `apart` tells apart those that only fit a batch of one prompt."""
     tokens, options = row
     full = [name for name, value in options.items() if name == "attention_mask" and bool(value.all())]
     more = options.keys() - {"pooled_output", *full}
     shapes = tuple((name, value.shape) for name, value in sorted(options.items()))
-    return (tokens.shape, shapes, place if more else None)
+    return (tokens.shape, shapes, apart if more else None)
 
 
 def joined(rows: list) -> list:

@@ -71,7 +71,7 @@ def played(trainee: Trainee, captions: Captions, run: Run, asked: TrainingRun) -
             return sample(*wanted)
 
     together = isinstance(patcher, ShardedPatcher)
-    opponent = Opponent(draw, asked.made_from()["opponent"], asked.opponent.batch, together)
+    opponent = Opponent(draw, asked.made_from()["opponent"], asked.opponent.batch, together, captions.kind)
     return play(trainee.player, opponent, run, asked.rounds)
 
 
@@ -100,7 +100,7 @@ def run_generate(settings: GenerateSettings) -> None:
             print(report.text())
         patcher, opponent_hash = first_opponent(model, asked)
         sample = host_sampler(patcher, captions, asked.opponent)
-        opponent = Opponent(sample, asked.made_from()["opponent"], asked.opponent.batch)
+        opponent = Opponent(sample, asked.made_from()["opponent"], asked.opponent.batch, kind=captions.kind)
         generate(
             opponent, opponent_hash, Run(corpus, asked.settings, engine, settings.output, print_pictures(engine)), 1
         )

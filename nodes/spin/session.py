@@ -89,7 +89,9 @@ def train(
         run = make_run(corpus, asked, trainee.patcher.load_device, shown_by(watch), parent, held_out)
         if isinstance(trainee, LoRATrainee):
             watch.note = make_room(trainee, run, asked, short_drawing(trainee, captions, vae, asked))
-        game = play_method(trainee.player, watched(sample, watch, asked.opponent.steps, vae, trainee), run, asked)
+        draw = watched(sample, watch, asked.opponent.steps, vae, trainee)
+        opponent = Opponent(draw, asked.made_from()["opponent"], asked.opponent.batch, kind=captions.kind)
+        game = play_method(trainee.player, opponent, run, asked)
         metrics, outcome = metrics_of(game, asked, parent, run.folder), watch.outcome(steps_of(game))
         trained = Trained(*learnt(trainee.player, asked), metrics, report, outcome)
         if game.stopped_by is not None:
@@ -178,9 +180,8 @@ def make_run(corpus, asked: TrainingRun, device, on_progress: OnProgress, parent
     )
 
 
-def play_method(player, sample, run: Run, asked: TrainingRun) -> Game:
+def play_method(player, opponent: Opponent, run: Run, asked: TrainingRun) -> Game:
     if asked.method == "spin":
-        opponent = Opponent(sample, asked.made_from()["opponent"], asked.opponent.batch)
         return play(player, opponent, run, asked.rounds)
     return train_baseline(player, run, asked.method)
 

@@ -276,6 +276,20 @@ def test_sharded_generation_makes_every_picture_once(tmp_path):
     assert sorted(calls) == list(range(7)) and all(pictures.key(order) in pictures.store for order in orders)
 
 
+def test_prompts_that_cannot_share_a_forward_do_not_break_up_batches(tmp_path):
+    """Long and short captions in turn: 4 batches of 2, not 8 forwards of 1."""
+    batches, sample = [], sampler_of(Tiny(unet()))
+    pictures = Pictures(TensorStore(tmp_path), "m", {})
+    orders = [Order("a long caption" if i % 2 else "short", i, (4, 4, 4)) for i in range(8)]
+
+    def counted(prompts, seeds, shape):
+        batches.append(prompts)
+        return sample(prompts, seeds, shape)
+
+    pictures.make(orders, counted, 2, kind=len)
+    assert sorted(batches) == [["a long caption"] * 2] * 2 + [["short"] * 2] * 2
+
+
 def test_a_full_disk_in_generation_is_a_sentence(tmp_path):
     (tmp_path / "pictures").write_text("a file where the folder should be")
     with pytest.raises(OSError, match=r"disk has room.\n.*could not be written"):
