@@ -36,4 +36,4 @@ lint: setup
 	$(PYTHON) scripts/walls.py
 
 bench: setup
-	$(PYTHON) -m vico_spin.benchmarks.vico_overhead
+	$(PYTHON) -m vico_spin.benchmarks.table $(if $(QUICK),--quick)

@@ -4,9 +4,7 @@ A row a family, on a small network of the host's own class with random weights, 
 *ok*, or the sentence why not. --write puts the table between the file's lines <!-- families --> and <!-- /families -->.
 """
 
-import argparse
 import gc
-import json
 import re
 import tempfile
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from ..scripts.host import Host
+from .harness import finish, flags
 
 ROUND = {"steps": 3, "learning_rate": 1e-3, "beta": 50.0}
 OK = "ok"
@@ -243,10 +242,9 @@ def write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags(__doc__)
     parser.add_argument("--only", nargs="+", default=[], help="families by name; all by default")
     parser.add_argument("--write", type=Path, help="a Markdown file with the two marks, such as README.md")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     host = Host()
     from ..scripts import models, transformers
@@ -259,11 +257,9 @@ def main() -> None:
             f"there is no family {', '.join(sorted(unknown))}: choose of {', '.join(transformers.TRANSFORMERS)}"
         )
     found = {titles.get(family, family): cells for family, cells in measure(host, wanted).items()}
-    print(table(found))
     if options.write:
         write(options.write, table(found))
-    if options.json:
-        print(json.dumps(found))
+    finish(found, options, table(found))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ files are watched. right: it was read, or what was bad in it was left out by nam
 file. Everything else is a fault. --short takes every fourteenth case and is part of the tests.
 """
 
-import argparse
 import atexit
 import io
 import json
@@ -40,6 +39,7 @@ from ..spin_core.data import Dataset
 from ..spin_core.store import TensorStore
 from ..train_core import CheckpointFolder, save_tensors
 from ..vico_core import ImageAttention, ViCoConcept
+from .harness import finish, flags
 
 CPU_SECONDS = 5
 MEMORY = 500 * 2**20  # bytes above the file's own size
@@ -404,19 +404,15 @@ def measure(short: bool, kinds: Sequence[Kind]) -> tuple[Counter, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = flags(__doc__)
     parser.add_argument("--short", action="store_true", help=f"every {SHORT_FORM}th case alone")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument(
         "--host", action="store_true", help="what nodes feed to the host's loaders, instead of the cores' readers"
     )
     options = parser.parse_args()
     verdicts, faults = measure(options.short, kinds_of_the_host() if options.host else kinds())
     print("\n".join(faults))
-    result = {"tried": verdicts.total(), **{name: verdicts[name] for name in ("right", "clear", *FAULTS)}}
-    print(", ".join(f"{name} {count}" for name, count in result.items()))
-    if options.json:
-        print(json.dumps(result))
+    finish({"tried": verdicts.total(), **{name: verdicts[name] for name in ("right", "clear", *FAULTS)}}, options)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,10 @@ Paired: each repetition runs both in turn, the first one changing. Prints, a mod
 medians of their seconds, of the bytes that they hold (base, copy and step; counted) and how far their gradients differ. --json
 """
 
-import argparse
 import gc
-import json
-import statistics
-import time
 
 from ..scripts.host import Host
+from .harness import finish, flags, in_turn, timed
 
 MODELS = ("U-Net", "Flux")
 TYPES = ("float32", "bfloat16", "float8_e4m3fn")
@@ -60,21 +57,19 @@ class Way:
         self.t = torch.full((rows,), 500)
         self.base = sum(p.nbytes for p in patcher.model.diffusion_model.parameters())
 
-    def step(self) -> tuple[float, int]:
+    def step(self) -> dict[str, float]:
         """Seconds of a forward and backward, and bytes held at its peak beside the base."""
         from ..train_core import Allocated
 
         with self.training_mode(), self.ready(), self.lora.attached():
             self.lora.zero_grad()
             gc.collect()
-            start = time.perf_counter()
-            self.run()
-            seconds = time.perf_counter() - start
+            taken = timed(self.run)
             self.gradient = self.torch.cat([p.grad.flatten() for p in self.lora.parameters()])
             self.lora.zero_grad()
             with Allocated() as held:
                 self.run()
-        return seconds, held.peak
+        return {**taken, "peak": held.peak}
 
     def run(self) -> None:
         answer = self.denoiser.predict(self.x, self.t, self.contexts)
@@ -87,35 +82,26 @@ def compare(name: str, dtype_name: str, options) -> dict[str, float]:
     model, text = make(name, getattr(torch, dtype_name), options.width or BASE_WIDTH[name])
     stored = sum(p.nbytes for p in model.model.diffusion_model.parameters())
     copied, own = (Way(model, text, in_place, options.side, options.rows) for in_place in (False, True))
-    seconds, peaks = {copied: [], own: []}, {}
-    for repetition in range(options.repetitions + 1):  # the first one warms up
-        for way in (copied, own) if repetition % 2 else (own, copied):
-            taken, peaks[way] = way.step()
-            seconds[way].append(taken)
-    middle = {way: statistics.median(times[1:]) for way, times in seconds.items()}
+    found = in_turn({"copied": copied.step, "own": own.step}, options.repetitions)
     difference = (own.gradient - copied.gradient).norm() / copied.gradient.norm()
     return {
-        "time": middle[own] / middle[copied],
-        "memory": (stored + peaks[own]) / (stored + copied.base + peaks[copied]),
+        "time": found["own"]["seconds"] / found["copied"]["seconds"],
+        "cpu_time": found["own"]["cpu_seconds"] / found["copied"]["cpu_seconds"],
+        "memory": (stored + found["own"]["peak"]) / (stored + copied.base + found["copied"]["peak"]),
         "gradient": float(difference),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags(__doc__, side=(16, "of the latents"), rows=(2, "of a batch"), repetitions=(5, "medians of so many"))
     parser.add_argument("--width", type=int, help="of the models; by default small enough for two CPU cores")
-    parser.add_argument("--side", type=int, default=16, help="of the latents")
-    parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     Host()
     found = {f"{name}, {dtype}": compare(name, dtype, options) for name in MODELS for dtype in TYPES}
-    print(f"{'beside a deep copy in float32':30}{'time':>8}{'memory':>8}  gradient differs by")
+    lines = [f"{'beside a deep copy in float32':30}{'time':>8}{'memory':>8}  gradient differs by"]
     for case, ratios in found.items():
-        print(f"{case:30}{ratios['time']:8.2f}{ratios['memory']:8.2f}  {ratios['gradient']:.1e}")
-    if options.json:
-        print(json.dumps(found))
+        lines.append(f"{case:30}{ratios['time']:8.2f}{ratios['memory']:8.2f}  {ratios['gradient']:.1e}")
+    finish(found, options, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ import argparse
 import csv
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
-from .machine import machine_name, resident
+from .harness import finish, flags, in_turn, machine, resident, timed
 
 ROWS = 20_000  # of each table
 LEFT_OUT_EVERY = 100  # one picture in so many has no caption
@@ -85,13 +84,8 @@ def reading(pictures: int, repetitions: int) -> dict[str, float]:
         for name, ways in CASES.items():
             if len({read(Path(home)) for read in ways}) > 1:  # warms the disk's cache too
                 raise RuntimeError(f"the two ways do not read the same {name}")
-            seconds = {read: [] for read in ways}
-            for _ in range(repetitions):
-                for read in ways:
-                    start = time.perf_counter()
-                    read(Path(home))
-                    seconds[read].append(time.perf_counter() - start)
-            plain, ours = (statistics.median(seconds[read]) for read in ways)
+            cases = {read.__name__: partial(timed, partial(read, Path(home))) for read in ways}
+            plain, ours = (taken["seconds"] for taken in in_turn(cases, repetitions).values())
             ratios[name] = ours / plain
     return ratios
 
@@ -125,38 +119,27 @@ def list_once(folder: Path) -> dict:
     from ..intake import Report
     from ..spin_core.data import Dataset
 
-    before, start, worked, report = resident("VmRSS"), time.perf_counter(), time.process_time(), Report()
-    for _ in Dataset(folder).samples(report):
-        pass
-    seconds = time.perf_counter() - start
+    before, report = resident("VmRSS"), Report()
+    taken = timed(lambda: sum(1 for _ in Dataset(folder).samples(report)))
     return {
-        "seconds": seconds,
-        "processor's seconds": time.process_time() - worked,
+        "seconds": taken["seconds"],
+        "processor's seconds": taken["cpu_seconds"],
         "MB": (resident("VmHWM") - before) / 2**20,
         "report": [report.kept, sum(report.counts.values())],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=200, help="pictures that are read")
-    parser.add_argument("--listed", type=int, default=100_000, help="pictures that are listed")
-    parser.add_argument("--repetitions", type=int, default=7)
+    numbers = {"pictures": (200, "that are read"), "listed": (100_000, "pictures that are listed")}
+    parser = flags(__doc__, **numbers, repetitions=(7, "medians of so many"))
     parser.add_argument("--list", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     options = parser.parse_args()
     if options.list:
         print(json.dumps(list_once(options.list)))
         return
-    found = {
-        "machine": machine_name("cpu"),
-        **{f"{k}, intake / plain": v for k, v in reading(options.pictures, options.repetitions).items()},
-    }
+    found = {f"{k}, intake / plain": v for k, v in reading(options.pictures, options.repetitions).items()}
     found |= {f"listing, {name}": value for name, value in listing(options.listed).items()}
-    for name, value in found.items():
-        print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
-    if options.json:
-        print(json.dumps(found))
+    finish({**machine(), **found}, options)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ child process does all of it and is killed at a random moment; another one is gi
 to is held against a run that nobody disturbed, to the bit. Every file that a kill leaves must be whole or be told from one.
 """
 
-import argparse
-import json
 import os
 import random
 import select
@@ -15,6 +13,8 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+from .harness import finish, flags
 
 SPIN = {"batch_size": 2, "resolution": 64, "seed": 1, "run_name": "spin", "train": {"train": "LoRA", "rank": 2}}
 GAME = {"play": "several rounds", "rounds": 2, "steps": "4, 3", "learning_rate": "1e-3", "beta": "50"}
@@ -145,14 +145,8 @@ def measure(kills: int, seed: int = 0) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    options = parser.parse_args()
-    found = measure(options.kills)
-    print(", ".join(f"{name} {count}" for name, count in found.items()))
-    if options.json:
-        print(json.dumps(found))
+    options = flags(__doc__, kills=(50, "how often a run is killed")).parse_args()
+    finish(measure(options.kills), options)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ a random order. Every picture is held against the same prompt's in a process tha
 memory is looked at after a third of the prompts, when every kind has been met, and at the end.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -14,7 +13,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from .machine import resident
+from .harness import finish, flags, resident
 
 SUBJECTS = ((), (94,), (7,), (94, 7), (7, 94))  # creatures by their number, each its photo
 WORDS = ("*", "@")  # one a subject
@@ -123,14 +122,8 @@ def measure(prompts: int, seed: int = 0) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=300)
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    options = parser.parse_args()
-    found = measure(options.prompts)
-    print(", ".join(f"{name}: {value}" for name, value in found.items()))
-    if options.json:
-        print(json.dumps(found))
+    options = flags(__doc__, prompts=(300, "how many are queued")).parse_args()
+    finish(measure(options.prompts), options)
 
 
 if __name__ == "__main__":

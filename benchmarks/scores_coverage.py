@@ -5,13 +5,12 @@ is d = N(delta, spread_prompt²) + N(0, spread_seed²); |d| < tie counts as a ti
 truth = P(d > tie) + ½ P(|d| <= tie).
 """
 
-import argparse
-import json
 import math
 
 import numpy as np
 
 from ..scores import win_rate_interval
+from .harness import finish, flags
 
 SETTINGS = {  # name: prompts, seeds, delta, tie
     "mostly ties, 100 prompts": (100, 1, 0.4, 1.3),
@@ -54,15 +53,18 @@ def coverage(prompts: int, seeds: int, delta: float, tie: float, draws: int, see
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=2000, help="simulated comparisons a setting (default 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the simulation (default 0)")
-    arguments = parser.parse_args()
-    for name, (prompts, seeds, delta, tie) in SETTINGS.items():
-        share = coverage(prompts, seeds, delta, tie, arguments.draws, arguments.seed)
-        truth = round(true_win_rate(delta, tie), 4)
-        row = {"setting": name, "seeds": seeds, "truth": truth, "coverage": round(share, 4)}
-        print(json.dumps(row), flush=True)
+    options = flags(
+        __doc__, draws=(2000, "simulated comparisons a setting"), seed=(0, "of the simulation")
+    ).parse_args()
+    found = {
+        name: {
+            "seeds": seeds,
+            "truth": true_win_rate(delta, tie),
+            "coverage": coverage(prompts, seeds, delta, tie, options.draws, options.seed),
+        }
+        for name, (prompts, seeds, delta, tie) in SETTINGS.items()
+    }
+    finish(found, options)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 
 Scores a folder of PNGs with a tiny CLIP (random weights at the shape of TinyCLIP-ViT-8M-16-Text-3M, the smallest that
 is published) through the same `evaluate` that the command line uses, and takes the time of the network's forward and of
-Pillow's decoding from the whole. Prints the shares as JSON, and with --profile where the rest went.
+Pillow's decoding from the whole. Prints the shares, and with --profile where the rest went.
 """
 
-import argparse
 import cProfile
 import io
-import json
 import pstats
 import tempfile
 import time
@@ -25,6 +23,7 @@ from ..scores.run import Run
 from ..scores.samples import samples_of
 from ..scores.tokens import clip_tokenizer
 from ..scripts import tiny_scorers as tiny
+from .harness import finish, flags
 
 
 class Clock:
@@ -86,15 +85,12 @@ def slowest(profile: cProfile.Profile) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=1000)
-    parser.add_argument("--side", type=int, default=512, help="their size in pixels (default 512)")
+    parser = flags(__doc__, pictures=(1000, "to be scored"), side=(512, "their size in pixels"))
     parser.add_argument("--profile", action="store_true", help="also print the slowest functions (costs a few percent)")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as root:
-        found = measure(Path(root), arguments.pictures, arguments.side, arguments.profile)
-    print(json.dumps({key: round(value, 4) for key, value in found.items()}))
+        finish(measure(Path(root), options.pictures, options.side, options.profile), options)
 
 
 if __name__ == "__main__":

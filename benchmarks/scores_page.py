@@ -1,12 +1,10 @@
 """How long a report page of 1,000 pictures takes to make and to open: python -m vico_spin.benchmarks.scores_page [--keep DIR]
 
 Sprite World draws the pictures: two models' taste differs by a known amount, and the scorer reads the taste that each
-was drawn with, plus noise. Opens the page in headless Chromium and prints the seconds as JSON.
+was drawn with, plus noise. Opens the page in headless Chromium and prints the seconds.
 """
 
-import argparse
 import dataclasses
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from ..scores.samples import Sample
 from ..scores.scorer import Scorer
 from ..scripts.get_browser import find_chromium
 from ..sprite_world.pictures import pictures, render, show
+from .harness import finish, flags
 
 SEEDS, TASTES = 4, {"base": (0.25, 0.30), "round 1": (0.50, 0.25), "round 2": (0.62, 0.25)}  # mean and spread
 
@@ -91,8 +90,7 @@ def measure(root: Path, count: int, models: int, noisy: bool, browser) -> dict:
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser = flags(__doc__, pictures=(1000, "on the page"))
     parser.add_argument("--models", type=int, default=2, choices=(2, 3))
     parser.add_argument("--noisy", action="store_true", help="512 × 512 with grain, as heavy as photos")
     parser.add_argument("--keep", type=Path, help="make everything in this folder and leave it there")
@@ -103,7 +101,7 @@ def main() -> None:
         root = arguments.keep or Path(scratch)
         found = measure(root, arguments.pictures, arguments.models, arguments.noisy, browser)
         browser.close()
-    print(json.dumps({key: round(value, 2) for key, value in found.items()}))
+    finish(found, arguments)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ mask makes it less. --seconds: the Sprite World's DiT also draws, plain and with
 sampler; the ratio is of the processor's seconds, medians.
 """
 
-import argparse
-import json
-import statistics
-import time
 from contextlib import ExitStack, suppress
+from itertools import count
 
 from ..scripts.host import enter
+from .harness import finish, flags, flop_counter, in_turn, timed
 
 TEXT_TOKENS = 128
 SHAPES = {  # the host's configuration of the published weights
@@ -55,23 +53,22 @@ def network(name: str):
 
 
 class Seen:
-    """Image attention at a network's default places, all keys of a reference of the picture's size kept."""
+    """Image attention at a network's default places, all keys kept of so many photos of the picture's size."""
 
-    def __init__(self, net):
+    def __init__(self, net, photos: int = 1):
         from ..nodes.vico.places import default_places, shape_at, tokens_of
         from ..vico_core import ImageAttention
 
-        self.net, self.places = net, default_places(net)
+        self.net, self.places, self.photos = net, default_places(net), photos
         self.shapes = [shape_at(net, place) for place in self.places]
         self.tokens = {place.name: tokens_of(net, place) for place in self.places}
-        built = {s.name: ImageAttention(s.dim, s.heads, s.dim_head, device="meta") for s in self.shapes}
-        self.modules = built
+        device = next(net.parameters()).device
+        self.modules = {s.name: ImageAttention(s.dim, s.heads, s.dim_head, device=device) for s in self.shapes}
 
     def attend(self, place, x, options):
-        import torch
-
-        kept = torch.empty(x.shape[1], x.shape[2], device="meta")
-        return self.modules[place.name].forward_kept(x, [([0], kept)])
+        rows, tokens, dim = x.shape
+        kept = x.new_empty(self.photos * tokens, dim)
+        return self.modules[place.name].forward_kept(x, [(list(range(rows)), kept)])
 
     def attached(self):
         from ..nodes.vico.attach import image_attended
@@ -100,7 +97,6 @@ def forward(net, side: int, options: dict, text_width: int, channels: int) -> No
 def counted(net, side: int, with_places=None, capture=None) -> int:
     """Floating point operations of a forward."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from ..nodes.vico.capture import CAPTURE, LastPlaceReached
 
@@ -111,7 +107,7 @@ def counted(net, side: int, with_places=None, capture=None) -> int:
         stack.enter_context(torch.no_grad())
         if with_places:
             stack.enter_context(with_places.attached())
-        counter = stack.enter_context(FlopCounterMode(display=False))
+        counter = stack.enter_context(flop_counter())
         with suppress(LastPlaceReached):
             forward(net, side, {CAPTURE: capture} if capture else {}, text_width, channels)
         return counter.get_total_flops()
@@ -139,7 +135,7 @@ def row(name: str, side: int) -> dict:
 
 
 def seconds(repetitions: int) -> dict:
-    """{"plain": seconds of a picture, "further": of one with ViCo whose features are at hand, against it}."""
+    """{"plain": the process's seconds of a picture, "further": of one with ViCo whose features are at hand, against it}."""
     import torch
 
     from ..nodes.host.sampling import Sampling
@@ -154,50 +150,36 @@ def seconds(repetitions: int) -> dict:
     host = Host()
     model, clip, vae = host.call("SpriteWorldLoad", architecture="DiT")
     reference = Reference([Photo(torch.randn(1, 4, 16, 16), torch.zeros(128, 128, 3))])
-    concept = ViCoConcept.load(EXAMPLE_CONCEPT_DIT)
+    concept, sampling, seeds = ViCoConcept.load(EXAMPLE_CONCEPT_DIT), Sampling("euler", "normal", 20, 3.0), count()
     with torch.inference_mode():
         subject = make_subject(model, clip, concept, reference, ApplySettings())
-        applied, reads = attach(model, subject), with_trigger(clip, subject.trigger)
-        cases = {"plain": model, "further": applied}
-        times = {name: [] for name in cases}
-        for seed in range(repetitions + 1):  # the first fills the bank
-            for name, drawn in cases.items():
-                begun = time.process_time()
-                draw(
-                    drawn,
-                    reads,
-                    vae,
-                    ["a photo of a large pink * in snow"],
-                    [seed],
-                    Sampling("euler", "normal", 20, 3.0),
-                    (4, 16, 16),
-                )
-                times[name].append(time.process_time() - begun)
-    plain, further = (statistics.median(times[name][1:]) for name in cases)
+        reads, prompts = with_trigger(clip, subject.trigger), ["a photo of a large pink * in snow"]
+
+        def picture(drawn) -> dict[str, float]:
+            return timed(lambda: draw(drawn, reads, vae, prompts, [next(seeds)], sampling, (4, 16, 16)))
+
+        applied = attach(model, subject)  # its warm-up fills the bank
+        taken = in_turn({"plain": lambda: picture(model), "further": lambda: picture(applied)}, repetitions)
+    plain, further = (of["cpu_seconds"] for of in taken.values())
     return {"plain": plain, "further": further / plain}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=1024, help="pixels of the picture and of the reference")
+    parser = flags(__doc__, side=(1024, "pixels of the picture and of the reference"))
     parser.add_argument("--seconds", type=int, metavar="N", help="also N pictures of the Sprite World's DiT, timed")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     options = parser.parse_args()
     enter()
     rows = {name: row(name, 128 if SHAPES[name] is None else options.side) for name in SHAPES}
-    print(
-        "| model | places | of its parameters | plain, TFLOP | further picture | first picture |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    head = ["model", "places", "of its parameters", "plain, TFLOP", "further picture", "first picture"]
+    lines = [" | ".join(["", *head, ""]).strip(), "| --- " * len(head) + "|"]
     for name, r in rows.items():
         told = f"{r['share']:.1%} | {r['plain'] / 1e12:.3g} | {r['further']:.3f}x | {r['first']:.2f}x |"
-        print(f"| {name} | {', '.join(r['places'])} | {told}")
-    timed = seconds(options.seconds) if options.seconds else None
-    if timed:
-        print(
-            f"\nSprite World's DiT: a further picture takes {timed['further']:.3f}x the plain one's {timed['plain']:.2f} s."
-        )
-    if options.json:
-        print(json.dumps({"rows": rows, "seconds": timed}))
+        lines.append(f"| {name} | {', '.join(r['places'])} | {told}")
+    timed_seconds = seconds(options.seconds) if options.seconds else None
+    if timed_seconds:
+        told = "a further picture takes {further:.3f}x the plain one's {plain:.2f} s".format(**timed_seconds)
+        lines.append(f"\nSprite World's DiT: {told}.")
+    finish({"rows": rows, "seconds": timed_seconds}, options, "\n".join(lines))
 
 
 if __name__ == "__main__":

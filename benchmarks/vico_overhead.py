@@ -5,14 +5,10 @@ not depend on them, the share of keys that the mask keeps does, and is printed).
 turn; the ratios are of medians.
 """
 
-import argparse
-import json
-import statistics
-import time
 from pathlib import Path
 
 from ..scripts.host import Host
-from .machine import machine_name, resident
+from .harness import device_flag, finish, flags, flop_counter, machine, medians, resident, timed
 
 PLACES = {"output_blocks.4.1": 1280, "output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
 ROWS = 2  # of one picture with guidance
@@ -32,7 +28,7 @@ class Bench:
         from ..scripts import models
         from ..vico_core import ImageAttention, ViCoConcept
 
-        self.torch, self.host, self.size, self.steps = torch, host, size, steps
+        self.torch, self.host, self.size, self.device, self.steps = torch, host, size, device, steps
         dtype = torch.float16 if device == "cuda" else torch.float32
         self.model = models.sd1(width=width, context_dim=768, dtype=dtype)
         self.clip = models.clip(width=768, heads=12)
@@ -58,14 +54,10 @@ class Bench:
         """A picture by the host's sampler with guidance. Returns seconds a step."""
         positive, negative = (self.host.call("CLIPTextEncode", clip=clip, text=text)[0] for text in (prompt, ""))
         latent = {"samples": self.torch.zeros(batch, 4, self.size // 8, self.size // 8)}
-        start = time.perf_counter()
-        self.host.call(
-            "KSampler", model=model, seed=seed, steps=self.steps, cfg=7.5, sampler_name="euler", scheduler="normal",
-            positive=positive, negative=negative, latent_image=latent, denoise=1.0,
-        )  # fmt: skip
-        if self.torch.cuda.is_available():
-            self.torch.cuda.synchronize()
-        return (time.perf_counter() - start) / self.steps
+        how = {"steps": self.steps, "cfg": 7.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+        sides = {"positive": positive, "negative": negative, "latent_image": latent}
+        taken = timed(lambda: self.host.call("KSampler", model=model, seed=seed, **how, **sides), self.device)
+        return taken["seconds"] / self.steps
 
     def repetition(self) -> dict[str, float]:
         fresh, four = self.reference(), self.reference()
@@ -89,14 +81,8 @@ class Bench:
         return counted
 
     def counted(self, model, clip) -> dict[str, float]:
-        from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-
-        def attention(query, key, value, *_, **__):  # torch's counter does not know the CPU's kernel
-            return sdpa_flop_count(query, key, value)
-
-        kernels = {self.torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
         self.reset_peak()
-        with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+        with flop_counter() as counter:
             self.step(model, clip)
         return {"gflop": counter.get_total_flops() / ROWS / self.steps / 1e9, "peak": self.peak()}
 
@@ -116,8 +102,7 @@ class Bench:
 def measure(host: Host, size: int, device: str, repetitions: int, width: int, steps: int) -> dict:
     bench = Bench(host, size, device, width, steps)
     counted = bench.count()  # also the warm-up
-    runs = [bench.repetition() for _ in range(repetitions)]
-    seconds = {case: statistics.median(run[case] for run in runs) for case in CASES}
+    seconds = medians([bench.repetition() for _ in range(repetitions)])
     gflop = {case: of["gflop"] for case, of in counted.items()}
     gflop["modules"] = gflop["further"] - gflop["plain"]
     return {
@@ -134,45 +119,34 @@ def measure(host: Host, size: int, device: str, repetitions: int, width: int, st
     }
 
 
-def show(size: int, result: dict) -> None:
-    print(f"\n{size}², a step with guidance: seconds (over plain)")
-    for case, seconds in result["seconds"].items():
-        plain = result["seconds"]["plain ×4" if case.endswith("×4") else "plain"]
-        print(f"  {case:28} {seconds:8.3f}   {seconds / plain:5.2f}×")
-    gflop = result["gflop"]
-    print(
-        f"  GFLOP a row, all keys: plain {gflop['plain']:.0f}, the four modules {gflop['modules']:.0f}, first {gflop['first']:.0f}"
+def text(size: int, result: dict) -> str:
+    lines = [f"\n{size}², a step with guidance: seconds (over plain)"]
+    for case in CASES:
+        seconds, plain = (result["seconds"][name] for name in (case, "plain ×4" if case.endswith("×4") else "plain"))
+        lines.append(f"  {case:28} {seconds:8.3f}   {seconds / plain:5.2f}×")
+    gflop, limits = result["gflop"], (result["flop_limit"], result["first_flop_limit"])
+    counted = "GFLOP a row, all keys: plain {plain:.0f}, the four modules {modules:.0f}, first {first:.0f}".format(
+        **gflop
     )
-    print(
-        f"  limit by FLOPs: further {result['flop_limit']:.2f}×, first {result['first_flop_limit']:.2f}×; keys kept by the mask {result['kept_keys']:.0%}"
-    )
-    print(f"  peak memory over plain {result['peak_memory_ratio']:.2f}×")
+    by_flops = "limit by FLOPs: further {:.2f}×, first {:.2f}×".format(*limits)
+    kept = f"keys kept by the mask {result['kept_keys']:.0%}"
+    lines += [f"  {counted}", f"  {by_flops}; {kept}", f"  peak memory over plain {result['peak_memory_ratio']:.2f}×"]
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = flags(__doc__, repetitions=(3, "medians of so many"), width=(320, "the U-Net's width; 320 is SD1.x"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="picture sides in pixels")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--steps", type=int, help="sampling steps of a picture; default 1 on the CPU, 20 on a GPU")
-    parser.add_argument("--width", type=int, default=320, help="the U-Net's width; 320 is SD1.x")
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object on the last line; its top keys are of the largest size"
-    )
+    device_flag(parser)
     options = parser.parse_args()
-
     host = Host(device=options.device)
-    import torch
-
-    machine = machine_name(options.device)
-    print(f"{machine}, torch {torch.__version__}, median of {options.repetitions}")
     steps = options.steps or (1 if options.device == "cpu" else 20)
-    results = {}
-    for size in options.sizes:
-        results[size] = measure(host, size, options.device, options.repetitions, options.width, steps)
-        show(size, results[size])
-    if options.json:
-        print(json.dumps({"machine": machine, "torch": torch.__version__, **results[max(results)], "sizes": results}))
+    given = (options.device, options.repetitions, options.width, steps)
+    results = {size: measure(host, size, *given) for size in options.sizes}
+    found = {**machine(options.device), **results[max(results)], "sizes": results}
+    head = f"{found['machine']}, torch {found['torch']}, median of {options.repetitions}"
+    finish(found, options, "\n".join([head, *(text(size, result) for size, result in results.items())]))
 
 
 if __name__ == "__main__":
