@@ -41,6 +41,7 @@ from .generation import Kind, Order, Pictures, Sample, any_kind
 from .players import Player
 from .steps import KtoStep, PairOptions, PairStep, SftStep
 from .store import TensorStore
+from .trajectories import TrajectoryStep
 
 HIGH_RATE = 0.1
 
@@ -170,8 +171,14 @@ class Run:
 def play(player: Player, opponent: Opponent, run: Run, rounds: int) -> Game:
     """Plays rounds 1 … rounds. What a former run finished is taken from the folder.
 
+    Where the loss is that of trajectories, they are drawn in the steps themselves, with as many sampling steps as the opponent's.
+
     Raises: RuntimeError where the opponent's weights changed while the player learnt; they never may.
     """
+    along = run.settings.options.loss == "trajectory"
+    make_step = partial(trajectory_step, opponent.sampler["steps"]) if along else pair_step
+    if along:
+        run = replace(run, method=f"{run.method} along {opponent.sampler['steps']} steps")
     game = Game()
     for number in range(1, rounds + 1):
         opponent_hash = player.opponent_hash()
@@ -180,11 +187,11 @@ def play(player: Player, opponent: Opponent, run: Run, rounds: int) -> Game:
         training = finished(player, run, number, opponent_hash)
         if training is None:
             try:
-                other = generate(opponent, opponent_hash, run, number)
+                other = None if along else generate(opponent, opponent_hash, run, number)
             except run.return_on as stop:
                 game.stopped_by = stop
                 break
-            training = learn(player, run, number, pair_step, other, opponent_hash)
+            training = learn(player, run, number, make_step, other, opponent_hash)
         game.rounds.append(training)
         if training.stopped_by is not None:
             game.stopped_by = training.stopped_by
@@ -236,6 +243,13 @@ def pair_step(player: Player, run: Run, number: int) -> PairStep | KtoStep:
         share = partial(run.engine.reduce, reduction="mean")
         return KtoStep(policy, reference, beta, options.sft_weight, low_memory, share)
     return PairStep(policy, reference, beta, options, low_memory)
+
+
+def trajectory_step(steps: int, player: Player, run: Run, number: int) -> TrajectoryStep:
+    policy, reference = (MixedPrecision(model, run.engine) for model in (player.policy, player.reference))
+    settings = run.settings
+    beta = of_round(settings.beta, number)
+    return TrajectoryStep(policy, reference, beta, steps, settings.share_noise, settings.low_memory)
 
 
 def sft_step(player: Player, run: Run, number: int) -> SftStep:

@@ -14,18 +14,20 @@ from .objectives import PairLoss, kto_loss, pair_loss, sft_loss
 
 @dataclass(frozen=True)
 class PairOptions:
-    """See objectives.pair_loss, and kto_loss, which has neither clamp nor safeguard."""
+    """Which loss, and what may be changed in it: see objectives. loss: of pairs by the step, of their trajectories, or KTO's."""
 
     margin_clamp: float | None = None
     safeguard: float | None = None
     sft_weight: float = 0.0
-    loss: Literal["pair", "kto"] = "pair"
+    loss: Literal["pair", "trajectory", "kto"] = "pair"
 
     def __post_init__(self):
-        if self.loss == "kto" and (self.margin_clamp, self.safeguard) != (None, None):
+        if self.loss != "pair" and (self.margin_clamp, self.safeguard) != (None, None):
             raise ValueError(
-                "Set margin_clamp to 0 and safeguard to -1 in SPIN Options.\nThey are defined for pairs, and KTO has none."
+                "Set margin_clamp to 0 and safeguard to -1 in SPIN Options.\nThey are defined for pairs, step by step."
             )
+        if self.loss == "trajectory" and self.sft_weight:
+            raise ValueError("Set sft_weight to 0 in SPIN Options.\nTrajectories have no plain denoising loss.")
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,19 @@ def test_a_chained_trainer_continues_the_game(play):
     assert all(len(patches) == 2 for patches in second[0].patches.values())
 
 
+@pytest.mark.parametrize("loss, start", [("SPIN, whole trajectory", math.log(2)), ("KTO", 0.5)])
+def test_other_losses_of_the_game(play, loss, start):
+    """Both sides equal the opponent at the start: ln 2 for SPIN's objectives, 1/2 for KTO."""
+    _, lora, losses, metrics = play(tiny(), play={"loss": loss}, run_name="loss")
+    assert losses["loss"][0] == pytest.approx(start, abs=1e-6) and lora
+    assert json.loads(metrics)["rounds"][0][1]["metrics"]["drift"] > 0
+
+
+def test_trajectories_of_flow_models_are_refused(play):
+    with pytest.raises(ValueError, match="Choose SPIN as the loss in SPIN Options"):
+        play(tiny("flux"), play={"loss": "SPIN, whole trajectory"})
+
+
 def test_two_rounds_in_one_node(play):
     _, lora, _loss, metrics = play(tiny(), rounds=2, beta="50, 80")
     rounds = json.loads(metrics)["rounds"]
