@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from ..intake import PICTURE_ENDINGS
 from .get_host import ROOT
 from .host import Host
 from .workflow import set_input, to_api
@@ -59,10 +60,11 @@ def main() -> None:
         raise SystemExit(f"{options.workflow} did not run to its end.\n{error}") from error
     for path in files:
         print(path)
-    if options.thumbnail and not files:
+    pictures = [path for path in files if path.suffix.lower() in PICTURE_ENDINGS]
+    if options.thumbnail and not pictures:
         raise SystemExit(f"{options.workflow} saved no picture: there is nothing to make a thumbnail of.")
     if options.thumbnail:
-        write_thumbnail(files[-1], options.workflow.with_suffix(".jpg"))
+        write_thumbnail(pictures[-1], options.workflow.with_suffix(".jpg"))
 
 
 if __name__ == "__main__":
