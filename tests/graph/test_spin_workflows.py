@@ -50,6 +50,15 @@ def test_self_play_then_load_what_it_saved(host, output):
     assert example not in (base, loaded)
 
 
+def test_self_play_on_the_dit_changes_what_it_draws(host, output):
+    """The twin on the Sprite World's transformer: a LoRA of attention alone, and other pictures after than before."""
+    host.run(small("spin_self_play_dit"))
+    with safe_open(output / "spin" / "sprite_dit_00001_.safetensors", "pt") as file:
+        assert file.metadata()["spin.round"] == "1" and all("attention" in key for key in file.keys())  # noqa: SIM118
+    before, after = (Image.open(output / f"spin_{when}_dit_00001_.png").tobytes() for when in ("before", "after"))
+    assert before != after
+
+
 def test_compare_draws_and_rates_all_four(host, output):
     host.run(small("spin_compare"))
     (folder,) = (output / "scores").iterdir()
