@@ -66,8 +66,10 @@ class Seen:
         self.modules = {s.name: ImageAttention(s.dim, s.heads, s.dim_head, device=device) for s in self.shapes}
 
     def attend(self, place, x, options):
+        from ..vico_core import Kept
+
         rows, tokens, dim = x.shape
-        kept = x.new_empty(self.photos * tokens, dim)
+        kept = Kept(x.new_empty(self.photos * tokens, dim))
         return self.modules[place.name].forward_kept(x, [(list(range(rows)), kept)])
 
     def attached(self):

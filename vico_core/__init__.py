@@ -14,12 +14,13 @@ from .concept import ViCoConcept, concept_files
 from .image_attention import ImageAttention
 from .placeholder import check_prompt, embed_placeholder, find_columns, first_end_of_text, isolate
 from .places import Place, find_places, place_count, place_parameters, spread_places
-from .reference import FeatureBank, Features, feature_bytes, keep_tokens
+from .reference import FeatureBank, Features, Kept, feature_bytes, gather_tokens, keep_tokens, side_by_side
 
 __all__ = [
     "FeatureBank",
     "Features",
     "ImageAttention",
+    "Kept",
     "Place",
     "ViCoConcept",
     "attention_of_heads",
@@ -33,6 +34,7 @@ __all__ = [
     "find_columns",
     "find_places",
     "first_end_of_text",
+    "gather_tokens",
     "isolate",
     "keep_tokens",
     "object_mask",
@@ -41,6 +43,7 @@ __all__ = [
     "place_parameters",
     "read_columns",
     "same_base",
+    "side_by_side",
     "spread_places",
     "text_attention",
 ]

@@ -27,7 +27,8 @@ def attention_of_heads(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tens
 
 def read_columns(attention: Tensor, columns: list[list[int]]) -> Tensor:
     """attention [B, M, T] and each row's token positions -> the mean of its columns [B, M]."""
-    return torch.stack([row[:, where].mean(dim=-1) for row, where in zip(attention, columns, strict=True)])
+    picked = [[row[:, column] for column in where] for row, where in zip(attention, columns, strict=True)]
+    return torch.stack([torch.stack(maps, dim=-1).mean(dim=-1) for maps in picked])
 
 
 def column_attention(q: Tensor, k: Tensor, heads: int, columns: list[list[int]]) -> Tensor:

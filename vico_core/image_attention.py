@@ -1,8 +1,12 @@
 """The image attention block (ViCo §3.1): a transformer block whose cross-attention looks at the reference photo's tokens."""
 
+from itertools import groupby
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .reference import Kept
 
 
 class Attention(nn.Module):
@@ -19,7 +23,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, key_mask: Tensor | None = None) -> Tensor:
         rows, length, _ = x.shape
-        shared = context.shape[0] == 1 and rows > 1 and key_mask is None
+        shared = context.shape[0] == 1 and rows > 1 and (key_mask is None or key_mask.shape[0] == 1)
         q = self.to_q(x)
         if shared:  # queries do not see each other, so the rows of one context are one long row
             q = q.reshape(1, rows * length, -1)
@@ -74,19 +78,16 @@ class ImageAttention(nn.Module):
         x = x + self.attn2(self.norm2(x), reference, key_mask)
         return x + self.ff(self.norm3(x))
 
-    def forward_kept(self, x: Tensor, kept: list[tuple[list[int], Tensor]]) -> Tensor:
-        """The same on gathered keys: `kept` pairs the rows of x that share a context with their kept tokens [K, dim].
+    def forward_kept(self, x: Tensor, kept: list[tuple[list[int], Kept]]) -> Tensor:
+        """The same on kept tokens: `kept` pairs the rows of x that share a context with theirs.
 
         Equal to `forward` with the mask that kept them. Every row of x must be in exactly one pair.
         """
         x = self.attend_self(x)
-        queries = self.norm2(x)
-        if len(kept) == 1:
-            seen = self.attn2(queries, kept[0][1][None])
-        else:
-            seen = torch.empty_like(x)
-            for rows, tokens in kept:
-                seen[rows] = self.attn2(queries[rows], tokens[None])
+        queries, seen = self.norm2(x), torch.empty_like(x)
+        for rows, (tokens, mask) in kept:
+            part = self.attn2(take_rows(queries, rows), tokens[None], None if mask is None else mask[None])
+            put_rows(seen, rows, part)
         x = x + seen
         return x + self.ff(self.norm3(x))
 
@@ -100,3 +101,24 @@ class ImageAttention(nn.Module):
     def attend_self(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
         return x + self.attn1(normed, normed)
+
+
+def spans(rows: list[int]) -> list[slice]:
+    """[0, 1, 4] -> [0:2, 4:5]: indexing by a list would bring it to the device and wait for it."""
+    runs = groupby(enumerate(rows), key=lambda pair: pair[1] - pair[0])
+    starts = [[row for _, row in run] for _, run in runs]
+    return [slice(run[0], run[-1] + 1) for run in starts]
+
+
+def take_rows(x: Tensor, rows: list[int]) -> Tensor:
+    parts = [x[span] for span in spans(rows)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def put_rows(out: Tensor, rows: list[int], values: Tensor) -> None:
+    """out[rows] = values."""
+    first = 0
+    for span in spans(rows):
+        count = span.stop - span.start
+        out[span] = values[first : first + count]
+        first += count

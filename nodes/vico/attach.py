@@ -1,11 +1,10 @@
 """From Apply ViCo's inputs to a model in which image attention runs."""
 
-import functools
 import math
 import uuid
 from dataclasses import dataclass
 
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ...vico_core import Place, ViCoConcept, base_hash, feature_bytes, same_base
@@ -13,7 +12,7 @@ from ..host.families.image_tokens import LATENT, ImageTokens
 from .capture import AUTOMATIC, CAPTURE, GIVEN, as_input
 from .masks import as_masks, is_stand_in
 from .photos import Reference, with_axes_of
-from .places import layout_of, load_modules, shape_at, share, tokens_of
+from .places import load_modules, shape_at, share, tokens_of
 from .subject import Subject
 from .trigger import identity_of, make_trigger
 
@@ -48,7 +47,7 @@ def make_subject(model, clip, concept: ViCoConcept, reference: Reference, settin
     places, patcher = load_modules(concept, model)
     factors = parse_factors(settings.place_strengths, len(places))
     word = trigger_word(settings.trigger, concept)
-    return Subject(
+    subject = Subject(
         key=f"vico-{uuid.uuid4()}",
         trigger=make_trigger(
             clip, identity_of(word, concept.embeddings), word, concept.embeddings, concept.initialiser
@@ -64,6 +63,9 @@ def make_subject(model, clip, concept: ViCoConcept, reference: Reference, settin
         latents=[as_input(model.model, with_axes_of(model, photo.latent)) for photo in reference.photos],
         budget=settings.cache_mb * 2**20,
     )
+    bank = reference.bank  # what it holds on the device goes when the host's manager takes the modules off
+    patcher.add_callback_with_key(CallbacksMP.ON_DETACH, subject.key, lambda *_: bank.leave_device())
+    return subject
 
 
 def trigger_word(trigger: str, concept: ViCoConcept) -> str:
@@ -101,28 +103,16 @@ def attach(model, subject: Subject):
         plain, tokens = model.get_model_object(path), subject.tokens[place.name]
         model.add_object_patch(path, image_attended(plain, place, tokens, subject))
     model.set_additional_models(subject.key, [subject.patcher])
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, subject.key, subject.on_sample)
-    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, subject.key, subject.on_prompts)
-    layout = layout_of(model.model.diffusion_model)
-    if layout is None or layout.wrapped:
-        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, subject.key, subject.on_forward)
-    else:
-        path = "diffusion_model.forward"
-        model.add_object_patch(path, wrapped(model.get_model_object(path), subject.on_forward))
+    wrappers = {
+        WrappersMP.OUTER_SAMPLE: subject.on_sample,
+        WrappersMP.SAMPLER_SAMPLE: subject.on_sampler,
+        WrappersMP.PREDICT_NOISE: subject.on_evaluation,
+        WrappersMP.CALC_COND_BATCH: subject.on_prompts,
+        WrappersMP.APPLY_MODEL: subject.on_apply,
+    }
+    for kind, wrapper in wrappers.items():
+        model.add_wrapper_with_key(kind, subject.key, wrapper)
     return model
-
-
-def wrapped(previous, wrapper):
-    """A forward as the host's DIFFUSION_MODEL wrappers would run it, for a family that has none."""
-
-    @functools.wraps(previous)
-    def forward(*args, **kwargs):
-        if CAPTURE in kwargs["transformer_options"]:
-            return previous(*args, **kwargs)
-        return WrapperExecutor.new_executor(previous, [wrapper]).execute(*args, **kwargs)
-
-    forward.previous = previous
-    return forward
 
 
 def image_attended(previous, place: Place, tokens: ImageTokens, subject):

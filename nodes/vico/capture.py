@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...vico_core import Place, attention_of_heads, keep_tokens, object_mask, read_columns, text_attention
+from ...vico_core import Kept, Place, attention_of_heads, keep_tokens, object_mask, read_columns, text_attention
 from ..host.families.image_tokens import LATENT, ImageTokens
 
 CAPTURE = "vico_capture"  # in transformer_options while a reference pass runs
@@ -70,13 +70,13 @@ class Capture:
         # Copies: some transformers add to their tokens in place.
         self.tokens[place.name].update(zip(self.rows, x.clone(), strict=True))
         if self.mask_source == GIVEN:
-            given = tokens_under(self.mask, grid).to(x.device)
+            given = tokens_under(self.mask, grid)
             self.masks[place.name].update(dict.fromkeys(self.rows, given))
         if place == self.places[-1]:
             raise LastPlaceReached
         return x
 
-    def kept(self, place: str, row: int) -> Tensor:
+    def kept(self, place: str, row: int) -> Kept:
         return keep_tokens(self.tokens[place][row], self.masks[place].get(row))
 
 
@@ -151,4 +151,4 @@ def tokens_under(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """mask [H, W] -> bool [h·w]: tokens that it covers by half or more; where there is none so, those that it touches."""
     share = F.interpolate(mask[None, None].float(), size=grid, mode="area").flatten()
     half = share >= 0.5
-    return half if half.any() else share > 0
+    return torch.where(half.any(), half, share > 0)

@@ -32,7 +32,8 @@ def forward_key(patcher) -> Hashable | None:
     replaced = sorted((key, number_of(patch)) for key, patch in layers.items() if patch is not None)
     options = patcher.model_options.get("transformer_options", {})
     told = sorted((name, repr(value)) for name, value in options.items() if name not in DROPPED)
-    return (number_of(patcher.model), patcher.patches_uuid, *map(tuple, (injected, wrapped, replaced, told)))
+    models = (number_of(patcher.model), number_of(patcher.get_model_object("model_sampling")), patcher.patches_uuid)
+    return (*models, *map(tuple, (injected, wrapped, replaced, told)))
 
 
 def foreign(patch):

@@ -1,18 +1,20 @@
-"""The rows of a batch by the context that they share: one reference pass serves all of them."""
+"""The rows of a batch by the prompt that they share: one reference pass serves all of them."""
 
 import hashlib
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
 import torch
+from comfy.model_base import BaseModel
 from torch import Tensor
 
+from .capture import text_of
 from .prompts import Prompts
 
 TOKENS_PER_CHUNK = 77
-# What a forward is given of the picture that is drawn, and not of its prompt: the reference pass goes without.
+# What a model is given of the picture that is drawn, and not of its prompt: the reference pass goes without.
 OF_THE_PICTURE = (
+    "c_concat",
     "control",
     "ref_latents",
     "ref_latents_method",
@@ -25,97 +27,146 @@ OF_THE_PICTURE = (
     "clip_fea",
     "ref_latent",
     "guiding_frame_index",
+    "latent_shapes",
 )
 
 
 @dataclass(frozen=True)
 class Call:
-    """One forward of a diffusion model: its latent, its timesteps, and by name whatever else it was given."""
+    """One call of the host's model: x [B, C, h, w] noisy latent, sigma [B], transformer_options, and what its prompts give.
 
-    forward: Callable
-    bound: inspect.BoundArguments
+    given: c_crossattn, y, guidance, attention_mask, num_tokens …, by name.
+    """
+
+    model: BaseModel
     x: Tensor
-    timesteps: Tensor
-    named: dict
+    sigma: Tensor
+    options: dict
+    given: dict
 
     @classmethod
-    def of(cls, forward: Callable, args, kwargs) -> "Call":
-        """forward(*args, **kwargs), whose first two arguments are latent and timesteps in every family."""
-        bound = inspect.signature(forward).bind(*args, **kwargs)
-        named = dict(bound.arguments)
-        for name, parameter in bound.signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                named |= named.pop(name, {})
-        x, timesteps = (named.pop(name) for name in list(bound.signature.parameters)[:2])
-        return cls(forward, bound, x, timesteps, named)
+    def of(cls, model: BaseModel, x, sigma, c_crossattn, options: dict, more: dict) -> "Call":
+        given = {"c_crossattn": c_crossattn} | more
+        return cls(model, x, sigma, options, {name: v for name, v in given.items() if of_prompt(name, v)})
 
-    @property
-    def options(self) -> dict:
-        return self.named["transformer_options"]
 
-    def on(self, executor, options: dict):
-        """The same call of another, with these transformer_options."""
-        by_name = "transformer_options" in self.bound.kwargs
-        args = [options if value is self.options else value for value in self.bound.args]
-        return executor(*args, **self.bound.kwargs | ({"transformer_options": options} if by_name else {}))
+def of_prompt(name: str, value) -> bool:
+    """Whether it is the prompt's alone: attention masks of more than two axes are over the picture's tokens too."""
+    over_picture = name == "attention_mask" and isinstance(value, Tensor) and value.ndim > 2
+    return name not in OF_THE_PICTURE and not over_picture
 
-    def conditions(self) -> dict:
-        """What the prompt and the settings give to each row: context, y, guidance, attention_mask, num_tokens …"""
-        own = {k: v for k, v in self.named.items() if v is None or k not in (*OF_THE_PICTURE, "transformer_options")}
-        mask = own.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim > 2:  # over the picture's tokens too
-            own["attention_mask"] = None
-        return own | ({"control": None} if "control" in self.named else {})
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the host knows of one prompt: its fingerprint, its own number of tokens, and which is its first that is not zero."""
+
+    mark: bytes
+    length: int
+    first: int
 
 
 @dataclass
 class Row:
-    """One distinct context of a batch: the rows of x that have it, and what its features depend on, each a batch of 1."""
+    """One distinct prompt of a batch: the rows of x that have it, and what its features depend on, each a batch of 1.
+
+    text: the prompt's own rows in its context; columns: the placeholder's.
+    """
 
     rows: list[int]
-    t: Tensor
-    conditions: dict
+    x: Tensor
+    sigma: Tensor
+    given: dict
+    text: slice
     columns: list[int]
 
 
-def distinct_rows(call: Call, prompts: Prompts, repeats: bool) -> dict:
-    """{(t, conditions' fingerprint, columns): Row}: the batch's rows by what their features depend on, in any order.
+@dataclass
+class Conditionings:
+    """A sampling's prompts by the identity of their tensors: what is read of them is read once."""
 
-    By content, not by the prompt's uuid: where prompts have areas, the host gives negative parts the uuid of a positive one.
-    Rows of a prompt that leaves the subject off are in none. repeats: the host repeats shorter prompts to the length of
-    those beside them.
+    seen: dict[Hashable, tuple[Prompt, list]] = field(default_factory=dict)
+
+    def prompt(self, cond: dict, row: int) -> Prompt:
+        """The row-th picture's, of the host's conditioning, which it repeats over a batch."""
+        held = {name: c.cond for name, c in cond["model_conds"].items() if of_prompt(name, c.cond)}
+        at = {name: row % len(v) for name, v in held.items() if isinstance(v, Tensor) and v.ndim}
+        key = tuple((name, id(value), version(value), at.get(name)) for name, value in held.items())
+        if key not in self.seen:  # the tensors stay with it, so that no other gets their id
+            own = {name: value[at[name] : at[name] + 1] if name in at else value for name, value in held.items()}
+            self.seen[key] = read(own), list(held.values())
+        return self.seen[key][0]
+
+
+def version(value) -> int | None:
+    """Counts the writes to a tensor, where torch counts them."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
+
+
+def read(own: dict) -> Prompt:
+    """own: of one prompt, each a batch of 1. Waits for the device."""
+    context = own["c_crossattn"]
+    return Prompt(fingerprint(own), context.shape[1], text_of(context).start)
+
+
+def fingerprint(own: dict) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(own):
+        value = own[name]
+        held = value.float().cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
+        digest.update(name.encode() + held)
+    return digest.digest()
+
+
+def distinct_rows(call: Call, prompts: Prompts, of_row: list[Prompt], sigmas: list, repeats: bool) -> dict:
+    """{(sigma, prompt's fingerprint, columns): Row}: the batch's rows by what their features depend on, in any order.
+
+    of_row, sigmas: each row's. By content, not by the prompt's uuid: where prompts have areas, the host gives negative parts
+    the uuid of a positive one. Rows of a prompt that leaves the subject off are in none. repeats: the host repeats shorter
+    prompts to the length of those beside them.
     """
-    uuids, conditions = call.options["uuids"], call.conditions()
-    batch = call.x.shape[0]
+    uuids, batch = call.options["uuids"], call.x.shape[0]
     chunk = batch // len(uuids)
     rows: dict = {}
-    for row in range(batch):
-        if row % chunk == 0 or not same_prompt(conditions, row, batch):
-            own = {name: of_row(value, row, batch) for name, value in conditions.items()}
-            if repeats:
-                own["context"] = unrepeated(own["context"][0])[None]
-            mark = fingerprint(own)
+    for row, (prompt, sigma) in enumerate(zip(of_row, sigmas, strict=True)):
         columns = prompts.columns(uuids[row // chunk], row % chunk)
         if columns is None:
             continue
-        t = call.timesteps[row : row + 1]
-        key = (tuple(t.flatten().tolist()), mark, columns)
+        key = (sigma, prompt.mark, columns)
         if key not in rows:
-            rows[key] = Row([], t, own, list(columns))
+            given = {name: at_row(value, row, batch) for name, value in call.given.items()}
+            if repeats:
+                given["c_crossattn"] = given["c_crossattn"][:, : prompt.length]
+            text = slice(prompt.first, given["c_crossattn"].shape[1])
+            one = slice(row, row + 1)
+            rows[key] = Row([], call.x[one], call.sigma[one], given, text, list(columns))
         rows[key].rows.append(row)
     return rows
 
 
-def of_row(value, row: int, batch: int):
+def at_row(value, row: int, batch: int):
     """A batch's tensor at one row; what has no batch is every row's."""
     has_rows = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
     return value[row : row + 1] if has_rows else value
 
 
-def same_prompt(conditions: dict, row: int, batch: int) -> bool:
-    """Whether the row has the conditions of the row before it, as all rows of one prompt mostly do."""
-    tensors = [value for value in conditions.values() if isinstance(value, Tensor)]
-    return all(torch.equal(of_row(value, row, batch), of_row(value, row - 1, batch)) for value in tensors)
+def read_rows(call: Call, repeats: bool) -> list[Prompt]:
+    """Each row's prompt by what it was given, where another node has made the batch. Waits for the device."""
+    batch, found = call.x.shape[0], []
+    for row in range(batch):
+        if row and same_prompt(call.given, row, batch):
+            found.append(found[-1])
+            continue
+        own = {name: at_row(value, row, batch) for name, value in call.given.items()}
+        if repeats:
+            own["c_crossattn"] = unrepeated(own["c_crossattn"][0])[None]
+        found.append(read(own))
+    return found
+
+
+def same_prompt(given: dict, row: int, batch: int) -> bool:
+    """Whether the row has the prompt of the row before it, as all rows of one prompt mostly do."""
+    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    return all(torch.equal(at_row(value, row, batch), at_row(value, row - 1, batch)) for value in tensors)
 
 
 def unrepeated(context: Tensor) -> Tensor:
@@ -127,12 +178,3 @@ def unrepeated(context: Tensor) -> Tensor:
             if torch.equal(parts, parts[:1].expand_as(parts)):
                 return parts[0]
     return context
-
-
-def fingerprint(conditions: dict) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(conditions):
-        value = conditions[name]
-        held = value.float().cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
-        digest.update(name.encode() + held)
-    return digest.digest()

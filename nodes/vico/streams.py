@@ -18,7 +18,7 @@ from comfy.utils import get_attr
 from torch import Tensor
 
 from ...train_core import Engine, cat_contexts, gradient_checkpointing
-from ...vico_core import Place, object_mask, read_columns
+from ...vico_core import Kept, Place, gather_tokens, object_mask, read_columns
 from ...vico_core.training import Batch, Predicted, TrainedConcept
 from ..host.copies import own_weights
 from ..host.denoiser import ModelDenoiser, alike, graded_attention
@@ -114,6 +114,9 @@ class GradedCapture(Capture):
             masks = [tokens_under(mask, grid) for mask in self.given]
             self.masks[place.name].update(zip(self.rows, masks, strict=True))
         return super().take(place, x, grid)
+
+    def kept(self, place: str, row: int) -> Kept:
+        return gather_tokens(self.tokens[place][row], self.masks[place].get(row))
 
 
 def with_graded_attention(override, chosen, *args, **kwargs) -> Tensor:

@@ -21,7 +21,7 @@ from vico_spin.train_core import (
     train,
     weights_hash,
 )
-from vico_spin.vico_core import attention_regularization, object_mask, place_count, spread_places
+from vico_spin.vico_core import Kept, attention_regularization, object_mask, place_count, spread_places
 from vico_spin.vico_core.curve import loss_curve, smoothed
 from vico_spin.vico_core.photos import resize
 from vico_spin.vico_core.templates import TEMPLATES
@@ -296,7 +296,7 @@ def test_image_attention_that_begins_as_the_identity_changes_nothing_and_learns(
     shapes = [PlaceShape("layers.2", 32, 2, 16)]
     trained = TrainedConcept(shapes, {"l": torch.randn(1, 8)}, learn_word=False, zero_init=True)
     x, tokens = torch.randn(1, 6, 32), torch.randn(4, 32)
-    out = trained.image_attention["layers_2"].forward_kept(x, [([0], tokens)])
+    out = trained.image_attention["layers_2"].forward_kept(x, [([0], Kept(tokens))])
     assert torch.equal(out, x)
     (out - 1).square().mean().backward()
     assert trained.image_attention["layers_2"].attn2.to_out[0].weight.grad.abs().max() > 0

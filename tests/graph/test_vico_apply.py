@@ -273,7 +273,7 @@ def test_the_bank_holds_what_was_estimated(bench):
     bench.sample(model, clip)
     tokens = {"output_blocks.4.1": 16, "output_blocks.6.1": 64, "output_blocks.8.1": 64, "output_blocks.10.1": 256}
     assert bench.reference.bank.nbytes == 2 * STEPS * sum(tokens[p] * width for p, width in PLACES.items()) * 4
-    (subject,) = [w[0].__self__ for w in model.wrappers["diffusion_model"].values()]
+    (subject,) = [w[0].__self__ for w in model.wrappers["apply_model"].values()]
     shown = step_bytes(subject, bench.model)
     assert bench.reference.bank.nbytes == 2 * STEPS * shown, "the estimate that the node shows"
 
@@ -282,7 +282,7 @@ def test_the_bank_keeps_to_the_budget(bench):
     bench.sample(*bench.apply(cache_mb=0))
     assert bench.reference.bank.nbytes == 0
     model, clip = bench.apply()
-    (subject,) = [w[0].__self__ for w in model.wrappers["diffusion_model"].values()]
+    (subject,) = [w[0].__self__ for w in model.wrappers["apply_model"].values()]
     subject.budget = 100_000
     bench.sample(model, clip)
     assert 0 < bench.reference.bank.nbytes <= 100_000
@@ -314,7 +314,7 @@ def test_a_subjects_reference_never_sees_another_subject(bench):
     bench.sample(alone, clip, positive=positive)
     beside, by_itself = (r.bank.entries.values() for r in (bench.reference, alone_reference))
     for a, b in zip(beside, by_itself, strict=True):
-        assert all(torch.equal(a.features[place], b.features[place]) for place in PLACES)
+        assert all(torch.equal(a.features[place].tokens, b.features[place].tokens) for place in PLACES)
 
 
 def test_several_photos_are_looked_at_side_by_side(bench):

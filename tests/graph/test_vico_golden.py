@@ -9,10 +9,9 @@ from safetensors import safe_open
 
 from vico_spin.nodes.vico.encoders import Columns, word_ids
 from vico_spin.nodes.vico.photos import Photo, Reference
-from vico_spin.nodes.vico.prompts import Prompts
-from vico_spin.nodes.vico.subject import Run
 from vico_spin.nodes.vico.trigger import make_trigger, with_trigger
-from vico_spin.vico_core import ImageAttention, ViCoConcept
+from vico_spin.tests.graph.vico_bench import called
+from vico_spin.vico_core import ImageAttention, Kept, ViCoConcept
 
 END_OF_TEXT = 49407
 LAYOUTS = {
@@ -114,7 +113,7 @@ def call_reference(model, latents):
 def subject_of(model):
     from comfy.patcher_extension import WrappersMP
 
-    (wrappers,) = model.wrappers[WrappersMP.DIFFUSION_MODEL].values()
+    (wrappers,) = model.wrappers[WrappersMP.APPLY_MODEL].values()
     return wrappers[0].__self__
 
 
@@ -123,11 +122,8 @@ def forward(model, subject, x, t, context, columns):
     import comfy.model_management
 
     comfy.model_management.load_models_gpu([model, *model.get_nested_additional_models()])
-    uuids = [f"prompt{i}" for i in range(x.shape[0])]
-    run = Run(Prompts({uuid: [tuple(row)] for uuid, row in zip(uuids, columns, strict=True)}, []), model)
-    options = {"uuids": uuids, "sigmas": torch.tensor([1.0]), subject.key: run, "wrappers": model.wrappers}
     with torch.inference_mode():
-        return model.model.diffusion_model(x, t.float(), context=context, transformer_options=options)
+        return called(model, subject, x, t, context, columns)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -165,7 +161,7 @@ def test_golden_unet_tokens_at_the_places(golden, make_sd1, make_clip, call):
     forward(model, applied.subject, data["x_t"][:1], data["t"][:1], data["context"][:1], [[int(data["ph_col"][0])]])
     tokens = applied.captures.pop().tokens["output_blocks.1.1"][0]
     assert relative_error(tokens, data["ica.output_blocks.1.1.xr_row0"][0]) < 1e-4
-    kept = [([0], tokens[data["ica.output_blocks.1.1.mask"][0]])]
+    kept = [([0], Kept(tokens[data["ica.output_blocks.1.1.mask"][0]]))]
     module = applied.subject.modules["output_blocks_1_1"]
     with torch.inference_mode():
         got = module.forward_kept(data["ica.output_blocks.1.1.x_in_row0"], kept)

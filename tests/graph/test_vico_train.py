@@ -18,11 +18,10 @@ from vico_spin.nodes.vico import memory, session, streams
 from vico_spin.nodes.vico.attach import ApplySettings, attach, make_subject
 from vico_spin.nodes.vico.photos import Photo, Reference
 from vico_spin.nodes.vico.places import places_of
-from vico_spin.nodes.vico.prompts import Prompts
-from vico_spin.nodes.vico.subject import Run
 from vico_spin.nodes.vico.trigger import start_words, with_trigger
 from vico_spin.scores.scorer import Scorer
 from vico_spin.scores.sheet import CAPTION, GAP, MARGIN, NAMES
+from vico_spin.tests.graph.vico_bench import called
 from vico_spin.train_core import LocalEngine, weights_hash
 from vico_spin.vico_core import ViCoConcept
 from vico_spin.vico_core.training import Batch, TrainedConcept
@@ -127,9 +126,7 @@ def test_training_sees_what_apply_vico_draws(parts, make_sd1):
         encoded = clip.encode_from_tokens(clip.tokenize("a photo of a *"), return_dict=True)
         (columns,) = subject.trigger.memory.find({"cross_attn": encoded["cond"]})
         comfy.model_management.load_models_gpu([applied, *applied.get_nested_additional_models()])
-        options = {"uuids": ["prompt"], "sigmas": torch.tensor([1.0]), "wrappers": applied.wrappers}
-        options[subject.key] = Run(Prompts({}, [columns.trigger]), applied)
-        expected = applied.model.diffusion_model(x_t, t.float(), context=encoded["cond"], transformer_options=options)
+        expected = called(applied, subject, x_t, t, encoded["cond"], [columns.trigger])
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 

@@ -2,6 +2,9 @@
 
 import torch
 
+from vico_spin.nodes.vico.evaluations import Evaluations
+from vico_spin.nodes.vico.prompts import Prompts
+from vico_spin.nodes.vico.subject import Run
 from vico_spin.vico_core import ImageAttention, ViCoConcept
 
 PLACES = {"output_blocks.4.1": 128, "output_blocks.6.1": 64, "output_blocks.8.1": 64, "output_blocks.10.1": 32}
@@ -55,7 +58,7 @@ class Bench:
 
     def columns(self, model, conditioning):
         """Where the word of the one Apply on the model stands in each prompt of the first part of a conditioning."""
-        (subject,) = [w[0].__self__ for w in model.wrappers["diffusion_model"].values()]
+        (subject,) = [w[0].__self__ for w in model.wrappers["apply_model"].values()]
         return subject.trigger.memory.find({"cross_attn": conditioning[0][0], **conditioning[0][1]})
 
     def encode(self, clip, text):
@@ -96,3 +99,25 @@ class Bench:
 
 def close(a, b, tolerance=1e-4):
     return (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+class Forward:
+    """The end of the host's chain of wrappers: the network itself, given x and t as they are."""
+
+    def __init__(self, model, t):
+        self.class_obj, self.t = model.model, t
+
+    def __call__(self, x, sigma, c_concat, c_crossattn, control, options):
+        return self.class_obj.diffusion_model(x, self.t.float(), context=c_crossattn, transformer_options=options)
+
+
+def called(model, subject, x, t, context, columns):
+    """One call of a loaded model's network through Apply ViCo, a prompt a row. t: the schedule's numbers; columns: each row's."""
+    sampling = model.get_model_object("model_sampling")
+    sigma = sampling.sigmas[t]
+    uuids = [f"prompt{i}" for i in range(x.shape[0])]
+    prompts = Prompts({uuid: [tuple(row)] for uuid, row in zip(uuids, columns, strict=True)}, [])
+    run = Run(prompts, model, Evaluations(None, sigma, sampling, {}), (float("inf"), 0.0))
+    run.latents, run.masks, run.foreign = subject.latents, [None] * len(subject.latents), True
+    options = {"uuids": uuids, "sigmas": sigma, subject.key: run}
+    return subject.on_apply(Forward(model, t), x, sigma, None, context, None, options)

@@ -70,7 +70,7 @@ class Layout:
     """A family's ImageTokens, to be read off its network.
 
     dim, heads, patch: paths of these numbers from the network down. streams: {list of blocks: number of the image's stream};
-    padding: path of the multiple. wrapped: its forward runs the host's DIFFUSION_MODEL wrappers.
+    padding: path of the multiple.
     """
 
     dim: str
@@ -80,7 +80,6 @@ class Layout:
     padding: str | None = None
     after_text: bool = False
     joint: bool = True
-    wrapped: bool = True
 
     def tokens(self, network, block: str) -> ImageTokens:
         stream = self.streams.get(block.split(".")[0])
@@ -103,7 +102,7 @@ LAYOUTS = {
     "HunyuanImage": FLUX,
     "Qwen-Image": Layout("inner_dim", "transformer_blocks.0.num_attention_heads", streams={"transformer_blocks": 1}),
     "Z-Image, Lumina 2": Layout("dim", "n_heads", padding="pad_tokens_multiple"),
-    "SD3": Layout("hidden_size", "num_heads", streams={"joint_blocks": 1}, wrapped=False),
+    "SD3": Layout("hidden_size", "num_heads", streams={"joint_blocks": 1}),
     "Krea 2": Layout("first.out_features", "heads", "patch", after_text=True),
     "Anima": Layout("model_channels", "num_heads", "patch_spatial", joint=False),
     "Cosmos-Predict2": Layout("model_channels", "num_heads", "patch_spatial", joint=False),
