@@ -40,7 +40,8 @@ def gather_tokens(tokens: Tensor, mask: Tensor | None) -> Kept:
     """The same, gathered on any device, which has to be waited for."""
     if mask is None:
         return Kept(tokens)
-    return Kept(tokens.index_select(0, torch.from_numpy(mask.cpu().numpy().nonzero()[0]).to(tokens.device)))
+    count = int(mask.numpy().sum() if mask.device.type == "cpu" else mask.sum())
+    return Kept(tokens[(~mask).to(torch.uint8).argsort(stable=True)[:count]])
 
 
 def side_by_side(photos: list[Kept]) -> Kept:

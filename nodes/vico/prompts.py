@@ -103,32 +103,44 @@ def unit(rows: Tensor) -> Tensor:
 
 def positions(rows: Tensor, wanted: list[Tensor]) -> list[int]:
     """Positions of the rows [T, dim] that are a multiple of a wanted one."""
-    likeness = (rows @ torch.cat(wanted).T).abs()  # [T, N]
-    return (likeness**2 >= 1 - SAME**2).any(-1).nonzero().flatten().tolist()
+    return parallel(rows, torch.cat(wanted)).any(-1).nonzero().flatten().tolist()
+
+
+def parallel(rows: Tensor, others: Tensor) -> Tensor:
+    """bool [T, N]: which rows [T, dim] are a multiple of which others [N, dim], both of unit length."""
+    return (rows @ others.T) ** 2 >= 1 - SAME**2
 
 
 def mixed_positions(rows: Tensor, known: list[Encoded]) -> list[int]:
     """Positions of the rows that are the word's mixed with rows of other prompts at the same place (averaged prompts)."""
     wholes = [e.whole.float() for e in known if e.whole is not None]
     found = set()
-    for e in known:
-        for word, column in zip(e.word, e.columns.trigger, strict=True):
-            places = range(column, rows.shape[0], CHUNK) if rows.shape[0] % CHUNK == 0 else [column]
-            others = [whole[place] for whole in wholes for place in places if place < whole.shape[0]]
-            if others:
-                basis = unit(torch.stack(others))
-                found.update(place for place in places if place < rows.shape[0] and mixes(rows[place], word, basis))
+    for column in {column for e in known for column in e.columns.trigger}:
+        places = range(column, rows.shape[0], CHUNK) if rows.shape[0] % CHUNK == 0 else [column]
+        others = [whole[place] for whole in wholes for place in places if place < whole.shape[0]]
+        places = [place for place in places if place < rows.shape[0]]
+        if others and places:
+            others = unit(torch.stack(others))
+            # A prompt's row as it was encoded is no mixture: so most searches end here.
+            places = [p for p, own in zip(places, parallel(rows[places], others).any(1), strict=True) if not own]
+            words = [word for e in known for word, at in zip(e.word, e.columns.trigger, strict=True) if at == column]
+            found.update(place for place in places if mixes(rows[place], torch.stack(words), others))
     return sorted(found)
 
 
-def mixes(row: Tensor, word: Tensor, others: Tensor) -> bool:
-    """Whether a row [dim] is made of the word's and of the newest others [P, dim], few beside dim, with a part of the word's."""
-    others = others[(others @ word) ** 2 < 1 - SAME**2][-row.shape[0] // 4 :]
-    _, sizes, basis = torch.linalg.svd(others, full_matrices=False)
-    basis = basis[sizes > SAME * sizes.amax(-1, keepdim=True)] if len(others) else others
-    across = unit((word - word @ basis.T @ basis)[None])[0]  # the word's part that is no other's
-    share, rest = row @ across, (row @ basis.T).square().sum()
-    return bool(share.abs() > MIXED and share**2 + rest >= 1 - SAME**2)
+def mixes(row: Tensor, words: Tensor, others: Tensor) -> bool:
+    """Whether a row [dim] is made of the newest words [N, dim] and others [P, dim], few beside dim, with a part of a word's.
+
+    Of independent rows, what a row has of one is its product with that one's dual, which is at right angles to the rest.
+    """
+    newest = torch.cat([others, words])[-row.shape[0] // 4 :]
+    twice = parallel(newest, newest).triu(diagonal=1).any(1)  # of equals, the last stays
+    basis = newest[~twice]
+    _, sizes, across = torch.linalg.svd(basis, full_matrices=False)
+    across = across[sizes > SAME * sizes.amax()]
+    duals = unit(torch.linalg.pinv(basis, rtol=SAME).T)
+    shares = (duals @ row)[parallel(basis, words).any(1)]
+    return bool((shares.abs() > MIXED).any() and (across @ row).square().sum() >= 1 - SAME**2)
 
 
 @dataclass(frozen=True)
