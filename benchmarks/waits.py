@@ -27,7 +27,9 @@ class OfDispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.found["reads"] += func in READS or (func is aten.index.Tensor and by_mask(args[1]))
-        self.found["copies"] += func in COPIES or (func is aten._to_copy.default and (kwargs or {}).get("device") is not None)
+        self.found["copies"] += func in COPIES or (
+            func is aten._to_copy.default and (kwargs or {}).get("device") is not None
+        )
         return func(*args, **(kwargs or {}))
 
 

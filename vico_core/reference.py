@@ -18,11 +18,39 @@ class Kept(NamedTuple):
     def nbytes(self) -> int:
         return self.tokens.nbytes + (0 if self.mask is None else self.mask.nbytes)
 
+    @property
+    def device(self) -> torch.device:
+        return self.tokens.device
+
     def here(self) -> "Kept":
         return self
 
 
-Features = dict[str, Kept]  # by place name
+class Arriving(NamedTuple):
+    """Kept tokens on their way to a GPU on a stream of their own; who needs them waits there, and the host never."""
+
+    kept: Kept
+    arrived: torch.cuda.Event
+
+    @property
+    def nbytes(self) -> int:
+        return self.kept.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        return self.kept.device
+
+    @torch.compiler.disable
+    def here(self) -> Kept:
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(self.arrived)
+        for part in self.kept:
+            if part is not None:
+                part.record_stream(stream)
+        return self.kept
+
+
+Features = dict[str, Kept | Arriving]  # by place name
 
 
 def keep_tokens(tokens: Tensor, mask: Tensor | None) -> Kept:
@@ -89,22 +117,29 @@ class FeatureBank:
         self.run += 1
         self.share = share
 
-    def get(self, key: Hashable, device: torch.device) -> "dict[str, Kept | Arriving] | None":
+    def get(self, key: Hashable, device: torch.device) -> Features | None:
         entry = self.entries.pop(key, None)
         if entry is None:
             return None
-        self.entries[key] = Entry(entry.features, self.run, entry.on_device)
-        return {
-            place: kept if kept.tokens.device == device else fetch(kept, device)
-            for place, kept in entry.features.items()
-        }
+        self.entries[key] = entry
+        entry.run = self.run
+        features = {p: kept if kept.device == device else fetch(kept, device) for p, kept in entry.features.items()}
+        if not entry.on_device and self.has_room(
+            nbytes(features)
+        ):  # the host's manager had taken the device's memory back
+            entry.features, entry.on_device = features, True
+            self.device_nbytes += nbytes(features)
+        return features
+
+    def has_room(self, size: int) -> bool:
+        return self.device_nbytes + size <= self.share
 
     def put(self, key: Hashable, features: Features, budget: int) -> None:
         size = nbytes(features)
         self.shrink(budget - size)
         if self.nbytes + size > budget:
             return
-        on_device = self.device_nbytes + size <= self.share
+        on_device = self.has_room(size)
         kept = features if on_device else in_system_memory(features)
         self.entries[key] = Entry(kept, self.run, on_device)
         self.nbytes += size
@@ -140,22 +175,6 @@ def unloaded(part: Tensor) -> Tensor:
         return part
     pinned = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.device.type == "cuda")
     return pinned.copy_(part, non_blocking=part.device.type == "cuda")
-
-
-class Arriving(NamedTuple):
-    """Kept tokens on their way to a GPU on a stream of their own; who needs them waits there, and the host never."""
-
-    kept: Kept
-    arrived: torch.cuda.Event
-
-    @torch.compiler.disable
-    def here(self) -> Kept:
-        stream = torch.cuda.current_stream(self.kept.tokens.device)
-        stream.wait_event(self.arrived)
-        for part in self.kept:
-            if part is not None:
-                part.record_stream(stream)
-        return self.kept
 
 
 STREAMS: dict[torch.device, torch.cuda.Stream] = {}

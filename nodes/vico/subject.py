@@ -248,7 +248,9 @@ def chunks(options: dict) -> list[tuple]:
 
 def with_latent(model: BaseModel, latent: Tensor) -> BaseModel:
     """The host's model, whose network is given this latent [1, C, h, w] whatever is drawn: what it makes of prompts stays."""
-    network = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)  # a compiled one would be compiled anew
+    network = getattr(
+        model.diffusion_model, "_orig_mod", model.diffusion_model
+    )  # a compiled one would be compiled anew
     other = object.__new__(type(model))
     other.__dict__ = {**model.__dict__, "_modules": {**model._modules}}
     del other._modules["diffusion_model"]

@@ -5,13 +5,16 @@ import torch
 
 from vico_spin.vico_core import (
     FeatureBank,
+    ImageAttention,
     Kept,
     check_prompt,
     column_attention,
     feature_bytes,
     find_places,
+    gather_tokens,
     isolate,
     object_mask,
+    side_by_side,
 )
 from vico_spin.vico_core.placeholder import check_placeholder, names
 
@@ -129,3 +132,22 @@ def test_the_bank_evicts_what_an_earlier_picture_left_unused_longest():
     bank.get("a", CPU)
     bank.put("new", features(10), 3 * 320)
     assert [name for name in "abc" if bank.get(name, CPU) is None] == ["b"]
+
+
+def test_tokens_with_their_mask_are_attended_as_gathered_ones():
+    module = ImageAttention(16, 2, 8)
+    x, tokens, mask = torch.randn(3, 5, 16), torch.randn(12, 16), torch.arange(12) % 3 != 0
+    rows = [0, 2]  # and a row between them with another reference
+    other = ([1], Kept(torch.randn(4, 16)))
+    gathered = module.forward_kept(x, [(rows, gather_tokens(tokens, mask)), other])
+    assert torch.equal(gather_tokens(tokens, mask).tokens, tokens[mask])
+    assert torch.allclose(module.forward_kept(x, [(rows, Kept(tokens, mask)), other]), gathered, atol=1e-6)
+    plain = module(x[rows], tokens[None].expand(2, -1, -1), mask[None].expand(2, -1))
+    assert torch.allclose(gathered[rows], plain, atol=1e-6)
+
+
+def test_photos_with_and_without_a_mask_stand_side_by_side():
+    masked, whole = Kept(torch.randn(3, 8), torch.tensor([True, False, True])), Kept(torch.randn(2, 8))
+    tokens, mask = side_by_side([masked, whole])
+    assert tokens.shape == (5, 8) and mask.tolist() == [True, False, True, True, True]
+    assert side_by_side([whole, whole]).mask is None

@@ -4,9 +4,13 @@ import comfy.k_diffusion.sampling
 import comfy.samplers
 import pytest
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from torch._dynamo.utils import counters
 
 from vico_spin.benchmarks.waits import counted_steps
 from vico_spin.nodes.vico import capture, evaluations
+from vico_spin.tests.graph import test_vico_families
 from vico_spin.tests.graph.vico_bench import Bench, close, make_concept
 from vico_spin.vico_core import Kept
 
@@ -141,3 +145,56 @@ def test_a_node_that_asks_the_model_at_another_sigma_is_looked_at(bench):
     applied.set_model_sampler_post_cfg_function(also_elsewhere)
     assert torch.equal(bench.sample(applied, clip), fresh)
     assert len(bench.passes) == count + 2, "one more a step, for the sigma that was not in the bank"
+
+
+def torch_attention(chosen, *args, **kwargs):
+    return attention_pytorch(
+        *args, **kwargs
+    )  # on the CPU the host's own asks the system for free memory, and breaks the graph
+
+
+@pytest.mark.parametrize("order", ["Apply ViCo, then compile", "compile, then Apply ViCo"])
+def test_a_compiled_model_is_one_graph_with_image_attention_in_it(call, order):
+    torch._dynamo.reset()
+    counters.clear()
+    bench = test_vico_families.Bench(call, "Z-Image")
+    del bench.model.model.diffusion_model._forward
+    bench.model.model_options["transformer_options"]["optimized_attention_override"] = torch_attention
+    applied, clip = bench.apply()
+    expected = bench.sample(applied, clip)
+    if order.startswith("compile"):
+        bench.model = bench.model.clone()
+        set_torch_compile_wrapper(model=bench.model, backend="eager", fullgraph=True)
+        compiled, clip = bench.apply()
+    else:
+        compiled = applied.clone()
+        set_torch_compile_wrapper(model=compiled, backend="eager", fullgraph=True)
+    assert torch.equal(bench.sample(compiled, clip), expected)
+    graphs = counters["stats"]["unique_graphs"]
+    bench.sample(compiled, clip, seed=2)
+    assert counters["stats"]["unique_graphs"] == graphs, "a further picture compiles nothing"
+    assert not counters["graph_break"]
+
+
+@pytest.mark.gpu
+def test_a_further_picture_never_makes_the_host_wait_for_the_gpu(call, parts):
+    """Half of its features lie in pinned memory, so that fetching is tried as well."""
+    model, clip, vae = parts
+    bench = Bench(call, model, clip, vae)
+    reference = bench.make_reference()
+    applied, clip = bench.apply(reference=reference)
+    first = bench.sample(applied, clip)
+    entries = list(reference.bank.entries.values())
+    reference.bank.leave_device()
+    assert all(part.is_pinned() for entry in entries for kept in entry.features.values() for part in kept)
+    strict = applied.clone()
+
+    def without_waiting(executor, *args, **kwargs):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    strict.add_wrapper("predict_noise", without_waiting)
+    assert close(bench.sample(strict, clip), first)
