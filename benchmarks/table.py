@@ -59,6 +59,8 @@ BENCHES = [
         Row("ViCo, first picture, time", ("first_over_plain",), 2.07),
         Row("ViCo, first picture, empty prompt known, time", ("first_empty_known_over_plain",), 1.55),
         Row("ViCo, first of a batch of 4, time", ("batch4_first_over_plain",), 1.36),
+        Row("ViCo, reads that a step waits for beside the plain one's, counted", ("added_reads",), 0),
+        Row("ViCo, copies that a step waits for beside the plain one's, counted", ("added_copies",), 0),
     ]),
     Bench("vico_flops", "--seconds 3", "--side 256", [
         Row("ViCo on Z-Image, a further picture, operations", ("rows", "Z-Image", "further"), 1.2),

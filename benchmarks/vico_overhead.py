@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..scripts.host import Host
 from .harness import device_flag, finish, flags, flop_counter, machine, medians, resident, timed
+from .waits import counted_steps
 
 PLACES = {"output_blocks.4.1": 1280, "output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
 ROWS = 2  # of one picture with guidance
@@ -86,6 +87,18 @@ class Bench:
             self.step(model, clip)
         return {"gflop": counter.get_total_flops() / ROWS / self.steps / 1e9, "peak": self.peak()}
 
+    def added_waits(self) -> dict[str, int]:
+        """Reads and copies that the host waits for in a step, more than in the plain one: first picture or further, the most."""
+        applied = self.apply(self.reference())
+        plain, first, further = (self.waits(*pair) for pair in ((self.model, self.clip), applied, applied))
+        return {f"added_{kind}": max(first[kind], further[kind]) - plain[kind] for kind in ("reads", "copies")}
+
+    def waits(self, model, clip) -> dict[str, int]:
+        model = model.clone()
+        steps = counted_steps(model)
+        self.step(model, clip)
+        return {kind: max(step[kind] for step in steps) for kind in ("reads", "copies")}
+
     def reset_peak(self) -> None:
         if self.torch.cuda.is_available():
             self.torch.cuda.reset_peak_memory_stats()
@@ -116,6 +129,7 @@ def measure(host: Host, size: int, device: str, repetitions: int, width: int, st
         "flop_limit": 1 + gflop["modules"] / gflop["plain"],
         "first_flop_limit": gflop["first"] / gflop["plain"],
         "peak_memory_ratio": counted["first"]["peak"] / counted["plain"]["peak"],
+        **bench.added_waits(),
     }
 
 
@@ -131,6 +145,9 @@ def text(size: int, result: dict) -> str:
     by_flops = "limit by FLOPs: further {:.2f}×, first {:.2f}×".format(*limits)
     kept = f"keys kept by the mask {result['kept_keys']:.0%}"
     lines += [f"  {counted}", f"  {by_flops}; {kept}", f"  peak memory over plain {result['peak_memory_ratio']:.2f}×"]
+    lines.append(
+        f"  a step adds {result['added_reads']} reads and {result['added_copies']} copies that the host waits for"
+    )
     return "\n".join(lines)
 
 
