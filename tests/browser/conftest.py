@@ -1,18 +1,11 @@
 """A real server and a real Chromium. Where there is no browser, this fails in one line: it does not skip."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-from vico_spin.scripts.get_browser import find_chromium
-from vico_spin.scripts.get_host import ROOT
+from vico_spin.scripts.browser import Page, chromium
 from vico_spin.scripts.host import BASE, enter, prepare_base
 from vico_spin.scripts.server import ask, server
 from vico_spin.tests.browser.one_photo_files import write_one_photo_files
-
-ARTEFACTS = ROOT / "output" / "browser"  # ignored by git
-ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"]
 
 
 @pytest.fixture(scope="session")
@@ -27,85 +20,11 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    path = find_chromium()
-    if path is None:
-        pytest.fail("No Chromium on this machine: `make browser` installs one.", pytrace=False)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-class Page:
-    """ComfyUI's own page, and what a person does on it."""
-
-    def __init__(self, page, address):
-        self.page = page
-        self.errors = []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.goto(address)
-        page.wait_for_function("window.app && window.app.extensionManager && window.app.graph", timeout=60_000)
-
-    def open(self, path: Path) -> None:
-        workflow = json.loads(path.read_text(encoding="utf-8"))
-        self.page.evaluate("([wf, name]) => window.app.loadGraphData(wf, true, true, name)", [workflow, path.stem])
-        self.page.wait_for_function("window.app.graph.nodes.length > 0")
-
-    def set(self, **values: dict) -> None:
-        """Types values into widgets: set(KSampler={"steps": 4})."""
-        js = """values => {
-            for (const [type, widgets] of Object.entries(values))
-                for (const [name, value] of Object.entries(widgets))
-                    app.graph.nodes.find(n => n.type === type).widgets.find(w => w.name === name).value = value
-        }"""
-        self.page.evaluate(js, values)
-
-    def missing_nodes(self) -> list[str]:
-        return self.page.evaluate("window.app.graph.nodes.filter(n => !n.constructor?.nodeData).map(n => n.type)")
-
-    def api_form(self) -> dict:
-        return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
-
-    def run(self) -> None:
-        self.page.get_by_test_id("queue-button").first.click()
-
-    def run_to_its_end(self) -> str:
-        """Presses Run. Returns the host's word for how it ended."""
-        ends = ["execution_success", "execution_error", "execution_interrupted"]
-        js = "ends => { window.ended = null; ends.forEach(e => app.api.addEventListener(e, () => window.ended = e)) }"
-        self.page.evaluate(js, ends)
-        self.run()
-        self.page.wait_for_function("window.ended", timeout=300_000)
-        return self.page.evaluate("window.ended")
-
-    def fit(self) -> None:
-        """Brings the whole graph into view: a picture on a node out of sight is not loaded."""
-        self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-
-    def words(self, node: str) -> str:
-        """What stands on the first node of this type, once it says something."""
-        widget = f"app.graph.nodes.find(n => n.type === '{node}').widgets.find(w => w.name === '$$node-text-preview')"
-        self.page.wait_for_function(f"{widget}?.value", timeout=60_000)
-        return self.page.evaluate(f"{widget}.value")
-
-    def overlaps(self) -> list[str]:
-        """Pairs of nodes whose boxes overlap, as this renderer lays them out."""
-        js = """() => {
-            const boxes = app.graph.nodes.map(n => {
-                const drawn = document.querySelector(`[data-node-id="${n.id}"]`)?.getBoundingClientRect();
-                const size = drawn?.height ? [drawn.width, drawn.height].map(l => l / app.canvas.ds.scale) : n.size;
-                return [n.title, n.pos[0], n.pos[1] - 30, n.pos[0] + size[0], n.pos[1] + size[1] - (drawn?.height ? 30 : 0)]
-            });
-            const over = (a, b) => a[1] < b[3] - 1 && b[1] < a[3] - 1 && a[2] < b[4] - 1 && b[2] < a[4] - 1;
-            return boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b => over(a, b)).map(b => `${a[0]} and ${b[0]}`))
-        }"""
-        return self.page.evaluate(js)
-
-    def screenshot(self, name: str) -> None:
-        """The whole graph, as an artefact to look at."""
-        self.page.screenshot(path=ARTEFACTS / f"{name}.png")
+    try:
+        with chromium() as browser:
+            yield browser
+    except FileNotFoundError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture

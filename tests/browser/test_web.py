@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from vico_spin.scripts.server import ask
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = sorted((ROOT / "workflows").glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["litegraph", "vue"])
 TINY_TRAINING = {"steps": 6, "preview_prompts": "a photo of a large pink *", "batch_size": 1}
 OPTIONS = {"preview_every": 2, "checkpoint_every": 3}
@@ -79,7 +82,7 @@ def test_a_click_on_self_plays_curve_shows_the_margin(open_page, vue):
     page = open_page(vue)
     page.open(ROOT / "workflows" / "spin_self_play.json")
     page.page.evaluate(
-        "app.graph.nodes.filter(n => /KSampler|SaveImage/.test(n.type)).forEach(n => app.graph.remove(n))"
+        "app.graph.nodes.filter(n => n.subgraph || n.type === 'SaveImage').forEach(n => app.graph.remove(n))"
     )
     steps = {"play.steps": 4, "batch_size": 1, "run_name": f"margin {vue}"}
     page.set(SPINTrain=steps, SPINOpponent={"steps": 1}, SpriteWorldPictures={"number": 4})
@@ -137,3 +140,64 @@ def test_votes_by_keys_live_through_a_reload_and_become_a_win_rate(open_page, vu
     assert page.run_to_its_end() == "execution_success"
     assert page.words("SPINVote").startswith("3 of 4 pairs have votes.\nsecond wins ")
     assert page.errors == []
+
+
+@RENDERERS
+def test_compare_models_has_a_slider_over_its_pictures(open_page, vue):
+    page = open_page(vue)
+    page.open(ROOT / "workflows" / "which_model_is_better.json")
+    page.set(ScoreCompareModels={"prompts": "a red crab on sand\na blue robot in snow", "pictures": 1, "steps": 4})
+    assert page.run_to_its_end() == "execution_success"
+    node = "app.graph.nodes.find(n => n.type === 'ScoreCompareModels')"
+    slider = f"{node}.vicoSpinSlider"
+    page.page.evaluate(f"app.canvas.ds.scale = 0.6; app.canvas.centerOnNode({node}); app.canvas.setDirty(true, true)")
+    page.page.wait_for_function(f"{slider}.pictures.every(p => p.naturalWidth > 0)")
+    x, y, width, height = page.page.evaluate(
+        f"(r => [r.x, r.y, r.width, r.height])({slider}.frame.getBoundingClientRect())"
+    )
+    page.page.mouse.move(x + 0.25 * width, y + 0.5 * height)
+    part = (
+        page.page.evaluate(f"{slider}.pictures[1].style.clipPath").removeprefix("inset(0px 0px 0px ").removesuffix("%)")
+    )
+    assert float(part) == pytest.approx(25, abs=2)
+    page.screenshot(f"slider_{'vue' if vue else 'litegraph'}")
+    page.page.evaluate(f"{slider}.label.click()")
+    assert page.page.evaluate(f"{slider}.label.textContent").startswith(
+        "plain | rescaled: a blue robot in snow (2 of 2"
+    )
+    assert page.overlaps() == [] and page.errors == []
+
+
+@RENDERERS
+def test_a_blueprint_opens_whole(open_page, vue):
+    """Placed as the node search places it, and opened: its nodes are there, apart from each other, with a socket each."""
+    page = open_page(vue)
+    for path in BLUEPRINTS:
+        page.open(path)
+        page.page.wait_for_timeout(500)
+        assert page.missing_nodes() == []
+        page.screenshot(f"blueprint_{path.stem}_{'vue' if vue else 'litegraph'}")
+        page.page.evaluate("app.canvas.openSubgraph(app.graph.nodes[0].subgraph, app.graph.nodes[0])")
+        page.page.wait_for_function("app.canvas.graph !== app.rootGraph")
+        page.page.wait_for_timeout(500)
+        page.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        page.page.wait_for_timeout(500)
+        page.screenshot(f"blueprint_{path.stem}_inside_{'vue' if vue else 'litegraph'}")
+        assert page.page.evaluate("app.canvas.graph.nodes.filter(n => !n.constructor?.nodeData).map(n => n.type)") == []
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("language, heading", [("en", "Apply ViCo"), ("zh", "\u5e94\u7528 ViCo")])
+def test_help_opens_in_the_browsers_language_with_its_picture(open_page, address, language, heading):
+    ask(address + "/api/settings", {"Comfy.Locale": language})
+    page = open_page(False)
+    page.open(ROOT / "workflows" / "vico_use_a_concept.json")
+    page.fit()
+    page.page.evaluate("app.canvas.selectNode(app.graph.nodes.find(n => n.type === 'ViCoApply'))")
+    page.page.get_by_test_id("info-button").click()
+    page.page.get_by_text(heading).first.wait_for()
+    picture = page.page.locator("img[src$='ViCoApply.jpg']")
+    picture.wait_for()
+    page.screenshot(f"help_{language}")
+    ask(address + "/api/settings", {"Comfy.Locale": "en"})
+    assert picture.evaluate("image => image.naturalWidth") > 0 and page.errors == []
