@@ -8,12 +8,17 @@ from .progress import say
 
 
 def written(path: Path) -> dict:
-    """Says where the file or folder is. Returns the node's ui: by which names the host gives a file of its output folder out."""
+    """Says where the file or folder is. Returns the node's ui, which links a file."""
     output, base = Path(folder_paths.get_output_directory()), Path(folder_paths.base_path)
     if not path.is_relative_to(output):
         say(f"Wrote {(path.relative_to(base) if path.is_relative_to(base) else path).as_posix()}.")
         return {}
     place = path.relative_to(output)
     say(f"Wrote output/{place.as_posix()}.")
-    view = {"filename": place.name, "subfolder": place.parent.as_posix(), "type": "output"}
-    return {"written": [view]} if path.is_file() else {}
+    return {"written": [view_of(path)]} if path.is_file() else {}
+
+
+def view_of(path: Path) -> dict:
+    """By which names the host gives a file of its output folder out."""
+    place = path.relative_to(folder_paths.get_output_directory())
+    return {"filename": place.name, "subfolder": place.parent.as_posix(), "type": "output"}

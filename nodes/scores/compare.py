@@ -12,7 +12,7 @@ from ..host.pictures import to_image
 from ..host.progress import say
 from ..host.sockets import ScorerSocket
 from ..host.texts import lines
-from .model_pictures import Settings, grid_of, new_folder, sample_all, save_references, score_all
+from .model_pictures import Settings, compared, grid_of, new_folder, sample_all, save_references, score_all
 
 MODELS = io.Autogrow.TemplatePrefix(io.Model.Input("model"), prefix="model", min=2, max=8)
 SCORERS = io.Autogrow.TemplatePrefix(ScorerSocket.Input("scorer"), prefix="scorer", min=1, max=8)
@@ -80,7 +80,8 @@ class ScoreCompareModels(io.ComfyNode):
         write_text(folder / "win_rates.json", win_rates_json(fights))
         say(sentences(fights))
         grid = to_image(grid_of(found[0]))
-        return io.NodeOutput(grid, str(folder), win_rates_json(fights), ui=ui.PreviewImage(grid, cls=cls))
+        shown = ui.PreviewImage(grid, cls=cls).as_dict() | {"compared": [compared(made, list(models))]}
+        return io.NodeOutput(grid, str(folder), win_rates_json(fights), ui=shown)
 
 
 def named_models(models: dict, names: str) -> dict:

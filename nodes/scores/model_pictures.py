@@ -21,6 +21,7 @@ from ...scores.sheet import Cell, sheet
 from ..host.folders import as_folder_name
 from ..host.pictures import to_pictures
 from ..host.sampling import Sampling, sample_latents
+from ..host.written import view_of
 
 GRID_SEEDS, CELL = 4, 192  # seeds that the grid shows at most; pixels of a picture in it
 ROWS_A_COLUMN, FEWEST_ROWS = 2, 4  # of the grid: a higher one is a sliver on the node. Score Report has all prompts
@@ -123,6 +124,18 @@ def score_all(folder: Path, samples: Sequence[Sample], scorers: Sequence, settin
 
     evaluate(run, samples, [lambda scorer=scorer: scorer for scorer in scorers], tell)
     return run
+
+
+def compared(samples: Sequence[Sample], names: Sequence[str]) -> dict:
+    """The first two models' pictures by prompt and seed, for web/compare_slider.js."""
+    first, second = names[:2]
+    files = {(sample.model, sample.prompt, sample.seed): view_of(sample.picture) for sample in samples}
+    pairs = [
+        {"prompt": prompt, "first": file, "second": files[second, prompt, seed]}
+        for (model, prompt, seed), file in files.items()
+        if model == first
+    ]
+    return {"names": [first, second], "pairs": pairs}
 
 
 def grid_of(table: Table) -> Image.Image:

@@ -1,8 +1,5 @@
 """SPIN Vote."""
 
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -12,6 +9,7 @@ from ..host.pictures import to_pictures
 from ..host.progress import say
 from ..host.sockets import DatasetSocket
 from ..host.texts import one_each
+from ..host.written import view_of
 from .ballot import Pair, home_of, lay_out, write_run, write_table
 
 NOTHING_YET = ExecutionBlocker(None)  # what comes after waits for votes, and says nothing
@@ -86,10 +84,8 @@ def two_names(names: str) -> tuple[str, str]:
 
 def shown_pair(pair: Pair) -> dict:
     """A pair as the node shows it, with the names by which the host gives its pictures out."""
-    output = Path(folder_paths.get_output_directory())
-    places = [file.relative_to(output) for file in pair.pictures]
-    views = [{"filename": p.name, "subfolder": p.parent.as_posix(), "type": "output"} for p in places]
-    return {"id": pair.id, "prompt": pair.prompt, "first": views[0], "second": views[1]}
+    first, second = map(view_of, pair.pictures)
+    return {"id": pair.id, "prompt": pair.prompt, "first": first, "second": second}
 
 
 def in_words(fights: list) -> str:

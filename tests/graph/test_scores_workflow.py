@@ -7,6 +7,7 @@ from vico_spin.scripts.workflow import to_api
 
 WORKFLOW = Path(__file__).parent.parent.parent / "workflows" / "which_model_is_better.json"
 PROMPTS = ["a red crab on sand", "two blue ghosts at night"]
+SIDES = ("first", "second")
 
 
 def test_which_model_is_better_ends_in_a_page(host, output):
@@ -14,7 +15,11 @@ def test_which_model_is_better_ends_in_a_page(host, output):
     prompt = to_api(json.loads(WORKFLOW.read_text("utf-8")))
     (compare,) = [node for node in prompt.values() if node["class_type"] == "ScoreCompareModels"]
     compare["inputs"] |= {"prompts": "\n".join(PROMPTS), "pictures": 1, "steps": 2}
-    host.run(prompt)
+    shown = host.run(prompt)
+    (slider,) = [ui["compared"][0] for ui in shown.values() if "compared" in ui]
+    assert slider["names"] == ["plain", "rescaled"] and [pair["prompt"] for pair in slider["pairs"]] == PROMPTS
+    places = [output / pair[side]["subfolder"] / pair[side]["filename"] for pair in slider["pairs"] for side in SIDES]
+    assert [path.parent.name for path in places] == ["plain", "rescaled"] * 2 and all(map(Path.is_file, places))
     (folder,) = (output / "scores").iterdir()
     rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text("utf-8").splitlines()]
     assert len(rows) == 8 and {row["scorer"] for row in rows} == {"Sprite World taste", "Sprite World prompt"}
