@@ -57,3 +57,22 @@ def test_a_chinese_page_explains_the_same_inputs_with_the_same_figures(ours):
 def test_no_page_has_a_table():
     """The panel is so narrow that a table's second column becomes a sliver."""
     assert [path for path in PAGES.rglob("*.md") if re.search(r"^\|", path.read_text(encoding="utf-8"), re.M)] == []
+
+
+WITHOUT = {
+    "SPINOpponent",
+    "SPINOptions",
+    "ViCoOptions",
+    "ViCoSPINTrainingOptions",
+    "ScoreLoadScorer",
+    "ViCoSaveConcept",
+}
+
+
+def test_every_main_node_has_its_picture_on_both_pages(ours):
+    """All but nodes of settings and files alone. The frontend looks for a page's pictures beside the English one."""
+    shown = {node: re.findall(r"!\[.+\]\((.+)\)", page(f"{node}.md")) for node in ours}
+    assert {node for node in ours if not shown[node]} == WITHOUT
+    assert all(shown[node] == re.findall(r"!\[.+\]\((.+)\)", page(node, "zh.md")) for node in ours)
+    pictures = {path.name for path in PAGES.iterdir() if path.suffix in (".jpg", ".png")}
+    assert pictures == {name for names in shown.values() for name in names}
