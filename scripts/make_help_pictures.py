@@ -88,9 +88,9 @@ RUNS = {
             "SPINOpponent": {"steps": 8},
             "SPINTrain": {"play.steps": 24, "batch_size": 2},
         },
-        before="() => app.graph.remove(app.graph.nodes.find(n => n.subgraph))",
+        before="() => app.graph.nodes.filter(n => n.subgraph || /SaveImage|ImageCompare/.test(n.type)).forEach(n => app.graph.remove(n))",
     ),
-    "spin_load_checkpoint": Run({"SPINLoadCheckpoint": ["Load SPIN Checkpoint", "Before and after"]}),
+    "spin_load_checkpoint": Run({"SPINLoadCheckpoint": ["Before", "After"]}),
     "spin_vote_and_dpo": Run(
         {"SPINVote": ["SPIN Vote"], "SPINTrainBaseline": ["Train Baseline (SFT | DPO)"]},
         values={"SpriteWorldPictures": {"number": 6}, "SPINTrainBaseline": {"steps": 20, "batch_size": 2}},
@@ -130,7 +130,7 @@ def box_of(page: Page, title: str):
 
     width, height = page.page.evaluate(
         f"""title => {{
-            const node = app.graph.nodes.find(n => n.getTitle() === title);
+            const node = app.graph.nodes.findLast(n => n.getTitle() === title);
             Object.assign(app.canvas.ds, {{ scale: 1, offset: [{LEFT} - node.pos[0], {TOP} - node.pos[1] + 30] }});
             app.canvas.deselectAll();
             app.canvas.setDirty(true, true);

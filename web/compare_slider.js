@@ -2,15 +2,17 @@
 
 import { addBox, fit, onNodes, view } from "./node_events.js";
 
+const SIDE = 320; // pixels at most, so that the grid below has its room
+
 class CompareSlider {
   constructor(node) {
     this.node = node;
     node.vicoSpinSlider = this;
     this.pairs = [];
-    this.box = addBox(node, "compare", () => (this.pairs.length ? this.node.size[0] + 30 : 30));
+    this.box = addBox(node, "compare", () => (this.pairs.length ? Math.min(SIDE, this.node.size[0]) + 30 : 30));
     this.box.textContent = "After a run, the first two models stand here under a slider.";
     this.frame = document.createElement("div");
-    this.frame.style.cssText = "position:relative;width:100%;aspect-ratio:1;cursor:ew-resize";
+    this.frame.style.cssText = `position:relative;width:100%;max-width:${SIDE}px;margin:auto;aspect-ratio:1;cursor:ew-resize`;
     this.pictures = ["first", "second"].map(() => {
       const picture = document.createElement("img");
       picture.style.cssText = "position:absolute;width:100%;height:100%;object-fit:contain;pointer-events:none";
