@@ -319,7 +319,7 @@ def test_a_concept_lost_in_a_kill_is_written_again(train, home):
 
 
 def test_a_loss_that_is_no_number_stops_with_a_sentence_and_keeps_the_last_good_step(train, home):
-    with pytest.raises(ArithmeticError, match=r"training stopped at step \d+: .*The weights are those after step"):
+    with pytest.raises(ArithmeticError, match=r"Training stopped at step \d+: .*The weights are those after step"):
         train(run_name="wild", steps=30, attention_lr=1.0, word_lr=1e30)
     kept = list((home / "vico").glob("wild-*/step-*.safetensors"))
     assert all(torch.isfinite(t).all() for file in kept for t in tensors_of(ViCoConcept.load(file)).values())
