@@ -16,7 +16,7 @@ from ..scripts.host import Host, enter
 from ..spin_core.batches import PairBatch
 from ..spin_core.players import AdapterOff
 from ..spin_core.steps import PairStep, SftStep
-from ..train_core import LoRA, NoiseSchedule, find_layers, scaled_linear_alphas_cumprod
+from ..train_core import LoRA, NoiseSchedule, find_layers, scaled_linear_alphas_cumprod, unet_layers
 from .harness import device_flag, finish, flags, in_turn, machine, on_paper, timed
 
 WAYS = {
@@ -26,7 +26,6 @@ WAYS = {
     "low_memory": "SPIN, LoRA, low memory",
     "sft": "SFT, LoRA (one sample a pair)",
 }
-LAYERS = r"\.(to_q|to_k|to_v|to_out\.0)$"
 RANK, BETA = 16, 2000.0
 SD1 = 320  # its width
 
@@ -101,7 +100,7 @@ def ready(way: str, model: torch.nn.Module, batch: PairBatch, stack: ExitStack) 
             optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
             return lambda: plain_dpo(UNet(network), UNet(frozen), optimizer, batch)
         return stepper(PairStep(UNet(network), UNet(frozen), BETA), network, batch)
-    adapter = LoRA(network, find_layers(network, LAYERS), RANK)
+    adapter = LoRA(network, find_layers(network, unet_layers("attention")), RANK)
     stack.enter_context(graded(network))
     stack.enter_context(adapter.attached())
     policy = UNet(network)

@@ -1,9 +1,9 @@
 """Does self-play learn the same beside weights stored in fewer bits? python -m vico_spin.benchmarks.spin_storage [--quick] [--json]
 
 Three rounds by Train SPIN's LoRA in the Sprite World, on pictures that people chose (see spin_evidence), with the U-Net's weights
-stored in float32, bfloat16 and float8, two training seeds each. Prints the taste of what the last round's MODEL draws for 60
-prompts, by storage, and whether each lies within the two seeds' spread of float32's, seed by seed. What is trained is kept in
---output: a run goes on where it was cut.
+stored in float32, bfloat16 and float8, two training seeds each. Prints the taste of what the last round's MODEL draws for 40
+prompts, by storage, and whether each lies within the two seeds' spread of float32's, seed by seed. What is trained and measured
+is kept in --output: a run goes on where it was cut, and several processes share the work of one folder.
 """
 
 import argparse
@@ -14,27 +14,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..intake import write_atomically
 from ..scripts.get_host import ROOT
 from ..scripts.host import Host
 from ..sprite_world.measure import to_art
 from ..sprite_world.pictures import evaluation_prompts, show
+from .spin_evidence import held
 from .spin_people import pairs, see
 
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}
 SEEDS, DRAWN_AT_ONCE = (0, 1), 20
 NOISE = 0.2  # the share of wrong labels among the choices
-JUDGED = {"steps": 15, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+JUDGED = {"steps": 10, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    real: int = 32
-    batch: int = 8
+    real: int = 16
+    batch: int = 4
     rounds: int = 3
-    steps: str = "30"
+    steps: str = "20"
     rates: str = "4e-4, 2e-4, 1e-4"
-    sampling_steps: int = 10
-    prompts: int = 60
+    sampling_steps: int = 8
+    prompts: int = 40
 
 
 QUICK = Sizes(real=4, batch=2, rounds=2, steps="2", sampling_steps=3, prompts=4)
@@ -84,17 +86,27 @@ class World:
         return to_art(self.call("VAEDecode", vae=self.vae, samples=drawn)[0])
 
 
-def measure(host: Host, sizes: Sizes) -> dict[str, dict[str, list[float]]]:
-    """{storage: {"base" | "end": taste by training seed}}."""
-    prompts, found = evaluation_prompts(sizes.prompts, seed=7), {}
-    for name, dtype in STORED.items():
-        world = World(host, dtype)
-        tastes = {"base": [world.taste(world.model, prompts, seed) for seed in SEEDS], "end": []}
-        for seed in SEEDS:
-            tastes["end"].append(world.taste(world.train(sizes, seed), prompts, seed))
-            print(f"{name}, seed {seed}: taste {tastes['end'][-1]:.3f}", flush=True)
-        found[name] = tastes
-    return found
+def measure(host: Host, sizes: Sizes, folder: Path) -> dict[str, dict[str, list[float]]]:
+    """{storage: {"base" | "end": taste by training seed}}. What another process is at is waited for in the end."""
+    cells = [(name, seed) for seed in SEEDS for name in STORED]
+    for wait in (False, True):
+        for name, seed in cells:
+            path = folder / f"{name}-{seed}.json"
+            with held(folder / "locks" / path.name, wait) as mine:
+                if mine and not path.exists():
+                    told = json.dumps(tastes(World(host, STORED[name]), sizes, seed))
+                    write_atomically(path, lambda partial, told=told: partial.write_text(told))
+                    print(path.stem, told, flush=True)
+    kept = {cell: json.loads((folder / f"{cell[0]}-{cell[1]}.json").read_text()) for cell in cells}
+    return {name: {when: [kept[name, seed][when] for seed in SEEDS] for when in ("base", "end")} for name in STORED}
+
+
+def tastes(world: World, sizes: Sizes, seed: int) -> dict[str, float]:
+    prompts = evaluation_prompts(sizes.prompts, seed=7)
+    return {
+        "base": world.taste(world.model, prompts, seed),
+        "end": world.taste(world.train(sizes, seed), prompts, seed),
+    }
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
@@ -119,8 +131,9 @@ def main() -> None:
     host = Host()
     import folder_paths
 
-    folder_paths.set_output_directory(str(options.output / ("quick" if options.quick else "full")))
-    found = measure(host, QUICK if options.quick else Sizes())
+    folder = options.output / ("quick" if options.quick else "full")
+    folder_paths.set_output_directory(str(folder))
+    found = measure(host, QUICK if options.quick else Sizes(), folder)
     print(table(found))
     if options.json:
         print(json.dumps(found))

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from ..intake import Report
 from ..train_core import (
-    UNET_LAYERS,
     CheckpointFolder,
     find_layers,
     lora_delta,
@@ -23,6 +22,7 @@ from ..train_core import (
     save_tensors,
     shard,
     stack_lora,
+    unet_layers,
     weights_hash,
 )
 from ..train_core.lora_dialects import plain_lora
@@ -172,7 +172,7 @@ def make_player(pipeline, settings: TrainSettings, engine):
         blocks = [module for module in unet.modules() if type(module).__name__ in SHARDED_BLOCKS]
         shard(unet, blocks, engine.device.type, engine.num_processes)
     if settings.train == "lora":
-        denoiser, names = UNetDenoiser(unet, scheduler), find_layers(unet, UNET_LAYERS[settings.lora_layers])
+        denoiser, names = UNetDenoiser(unet, scheduler), find_layers(unet, unet_layers(settings.lora_layers))
         how = (settings.rank, settings.rank, settings.seed, engine.device)
         return LoRAPlayer(denoiser, unet, base_hash, names, *how), unet
     return FullPlayer(UNetDenoiser(unet, scheduler), UNetDenoiser(frozen, scheduler), unet, frozen), frozen

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
+from ..train_core import LoraLayers
 from .game import RoundSettings
 from .steps import PairOptions
 
@@ -106,7 +107,7 @@ class TrainSettings(ModelSettings):
     rounds: int = Field(1, ge=1, description="Rounds of self-play.")
     lora: Path | None = Field(None, description="A LoRA to start from: it is merged into the model first.")
     rank: int = Field(16, ge=1, description="Rank of the LoRA.")
-    lora_layers: Literal["attention", "attention and feed-forward", "all"] = Field(
+    lora_layers: LoraLayers = Field(
         "attention", description="Layers that the LoRA changes; all: every linear and convolution layer."
     )
     shard: bool = Field(

@@ -5,15 +5,25 @@ from .denoiser import Context, Denoiser, MixedPrecision, cat_contexts, map_conte
 from .engine import Engine, LocalEngine
 from .held_out import SCORE, HeldOut, best_step
 from .loop import LoopSettings, Objective, StepReport, Training, TrainingDiverged, load_trained, lr_factor, train
-from .lora import UNET_LAYERS, LoRA, find_layers, lora_delta, lora_of_parameters, stack_lora
+from .lora import (
+    ALL,
+    LoRA,
+    LoraLayers,
+    find_layers,
+    layer_pattern,
+    lora_delta,
+    lora_of_parameters,
+    stack_lora,
+    unet_layers,
+)
 from .memory import Allocated, gradient_checkpointing
 from .randomness import DataOrder, keyed_generator, random_states, restore_random_states, weights_hash
 from .schedule import NoiseSchedule, Prediction, flow_sigmas, scaled_linear_alphas_cumprod
 from .sharding import load_weights, shard, whole
 
 __all__ = [
+    "ALL",
     "SCORE",
-    "UNET_LAYERS",
     "Allocated",
     "CheckpointFolder",
     "Context",
@@ -24,6 +34,7 @@ __all__ = [
     "LoRA",
     "LocalEngine",
     "LoopSettings",
+    "LoraLayers",
     "MixedPrecision",
     "NoiseSchedule",
     "Objective",
@@ -38,6 +49,7 @@ __all__ = [
     "gradient_checkpointing",
     "is_whole",
     "keyed_generator",
+    "layer_pattern",
     "load_trained",
     "load_weights",
     "lora_delta",
@@ -53,6 +65,7 @@ __all__ = [
     "shard",
     "stack_lora",
     "train",
+    "unet_layers",
     "weights_hash",
     "whole",
 ]

@@ -24,7 +24,7 @@ NAME_PATTERN = re.compile(r"step-(\d{8})\.safetensors")
 def pack(value, path: str, tensors: dict[str, Tensor]):
     """`value` as JSON, with every tensor in it moved to `tensors` and named by its path."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()
+        tensors[path] = value.detach().cpu().contiguous()
         return {"__tensor__": path}
     if isinstance(value, dict):
         return {"__dict__": [[key, pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}

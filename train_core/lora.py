@@ -7,6 +7,7 @@ one layer (earlier rounds stay applied and frozen), and the reference model is t
 import math
 import re
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,18 @@ from torch import Tensor, nn
 
 from .randomness import keyed_generator
 
-# Layers of SD's U-Nets by what a person chooses. The host and diffusers name them alike.
-ATTENTION, FEED_FORWARD = r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$", r"\.ff\.net\.(0\.proj|2)$"
-UNET_LAYERS = {"attention": ATTENTION, "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}", "all": ""}
+LoraLayers = Literal["attention", "attention and feed-forward", "all"]  # what a person chooses
+ATTENTION, FEED_FORWARD_TOO, ALL = get_args(LoraLayers)
+
+
+def layer_pattern(layers: LoraLayers, attention: str, feed_forward: str) -> str:
+    """What the names of the chosen layers are, from those of attention and of the feed-forward; of all: anything."""
+    return {ATTENTION: attention, FEED_FORWARD_TOO: f"{attention}|{feed_forward}", ALL: ""}[layers]
+
+
+def unet_layers(layers: LoraLayers) -> str:
+    """Those of SD's U-Nets, which the host and diffusers name alike."""
+    return layer_pattern(layers, r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$", r"\.ff\.net\.(0\.proj|2)$")
 
 
 def find_layers(model: nn.Module, pattern: str) -> list[str]:

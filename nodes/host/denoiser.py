@@ -1,5 +1,7 @@
 """A ComfyUI MODEL as a train_core Denoiser, and its conditioning as tensors."""
 
+from collections.abc import Sequence
+
 import comfy.model_patcher
 import comfy.model_sampling
 import torch
@@ -75,24 +77,20 @@ class ModelDenoiser:
 
     def predict(self, x_t: Tensor, t: Tensor, context: list[dict]) -> Tensor:
         """x_t: [B, C, H, W], or [B, C, T, H, W] in families with frames; context: one for each row."""
-        timestep = self.sampling.timestep(self.sampling.sigmas.to(t.device)[t]).float()
-        groups = alike(context)
-        answers = [self._answer(x_t[rows], timestep[rows], cat_contexts([context[i] for i in rows])) for rows in groups]
-        if len(groups) == 1:
-            return answers[0]
-        order = torch.tensor([row for rows in groups for row in rows], device=x_t.device)
-        return torch.cat(answers)[order.argsort()]
+        timestep, groups = self.timestep(t), alike(context)
+        parts = [(x_t[rows], timestep[rows], cat_contexts([context[i] for i in rows])) for rows in groups]
+        return in_order([self.forward(*part, self.transformer_options).float() for part in parts], groups)
 
-    def _answer(self, x_t: Tensor, timestep: Tensor, context: dict) -> Tensor:
-        conds = {name: self.read(value, x_t.device) for name, value in context.items()}
-        cross_attn = conds.pop("c_crossattn", None)
-        return self.model.diffusion_model(
-            x_t.to(self.dtype),
-            timestep,
-            context=cross_attn,
-            transformer_options=self.transformer_options.copy(),
-            **conds,
-        ).float()
+    def timestep(self, t: Tensor) -> Tensor:
+        """The host's own scale of t (int [B])."""
+        return self.sampling.timestep(self.sampling.sigmas.to(t.device)[t]).float()
+
+    def forward(self, x: Tensor, timestep: Tensor, conditions: dict, options: dict) -> Tensor:
+        """The network on rows that one forward can take together. options: transformer_options, of which it gets a copy."""
+        conds = {name: self.read(value, x.device) for name, value in conditions.items()}
+        cross_attn, options = conds.pop("c_crossattn", None), dict(options)
+        x = x.to(self.dtype)
+        return self.model.diffusion_model(x, timestep, context=cross_attn, transformer_options=options, **conds)
 
     def read(self, value, device: torch.device):
         """A condition as the model reads it: integers (Anima's t5xxl_ids) and constants (Lumina's num_tokens) as they are."""
@@ -130,3 +128,11 @@ def alike(contexts: list[dict]) -> list[list[int]]:
         kind = tuple((name, v.shape if isinstance(v, Tensor) else v) for name, v in sorted(context.items()))
         groups.setdefault(kind, []).append(row)
     return list(groups.values())
+
+
+def in_order(parts: Sequence[Tensor], groups: list[list[int]]) -> Tensor:
+    """The rows of `alike`'s groups in the batch's order."""
+    if len(groups) == 1:
+        return parts[0]
+    order = torch.tensor([row for rows in groups for row in rows], device=parts[0].device)
+    return torch.cat(list(parts))[order.argsort()]

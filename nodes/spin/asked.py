@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 from ...spin_core.game import RoundSettings
-from ..host.families import LoraLayers
+from ...train_core import LoraLayers
 from ..host.options import BEST, TrainingOptions
 from .captions import OpponentSampling
 

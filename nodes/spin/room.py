@@ -1,19 +1,19 @@
 """Room for a training: what it needs is told on the node, with the setting that would fit, and kept free on the device."""
 
 from collections.abc import Callable, Iterator
-
-import comfy.model_management
+from dataclasses import replace
 
 from ...spin_core.batches import Corpus
 from ...spin_core.game import Run
 from ...train_core import MixedPrecision, gradient_checkpointing
 from ..host.families import transformer_blocks
+from ..host.memory import Need, make_room
 from .asked import TrainingRun
-from .rehearsal import Need, Rehearsal, size
+from .rehearsal import Rehearsal
 from .trainee import LoRATrainee
 
 
-def make_room(trainee: LoRATrainee, run: Run, asked: TrainingRun, drawing: Callable[..., None] | None) -> str:
+def rehearsed(trainee: LoRATrainee, run: Run, asked: TrainingRun, drawing: Callable[..., None] | None) -> str:
     """Rehearses the run and keeps free what it needs. Returns what it needs and, where that is too much, what would fit.
 
     drawing: draws pictures in few steps, where the run draws any.
@@ -28,21 +28,10 @@ def make_room(trainee: LoRATrainee, run: Run, asked: TrainingRun, drawing: Calla
     policy = MixedPrecision(trainee.player.policy, run.engine)
     drawn = min(asked.opponent.batch, len(run.corpus)) if drawing else 0
     rehearsal = Rehearsal(trainee.player, policy, run.corpus, draw, drawn)
-    base, area = trainee.patcher.model_size(), largest[-1] * largest[-2]
-    need, wanted = rehearsal.need(base, asked.adapters), rows(asked, run.corpus)
-    told, beside = need.text(wanted, area), need.beside(wanted, area)
-    free = comfy.model_management.get_free_memory(trainee.patcher.load_device)
-    if beside <= free:
-        return told
-    trainee.ready.reserve(beside)
-    if beside <= free + base:
-        return f"{told} {size(free)} are free: some of the model is read from system memory, which takes longer."
-    fitting = next(
-        (words for words, bytes in savings(trainee, rehearsal, need, wanted, area, asked) if bytes <= free + base), None
-    )
-    return f"{told} {size(free + base)} are there: " + (
-        f"it would fit with {fitting}." if fitting else "use a smaller model."
-    )
+    area = largest[-1] * largest[-2]
+    need, wanted = rehearsal.need(trainee.patcher.model_size(), asked.adapters), rows(asked, run.corpus)
+    fitting = savings(trainee, rehearsal, need, wanted, area, asked)
+    return make_room(trainee.ready, need, wanted, area, fitting, "use a smaller model.")
 
 
 def rows(asked: TrainingRun, corpus: Corpus) -> int:
@@ -59,7 +48,7 @@ def savings(
     if not asked.options.checkpointing:
         words.append("gradient_checkpointing")
         with gradient_checkpointing(transformer_blocks(trainee.player.model)):
-            now = rehearsal.need(need.base, asked.adapters)
+            now = replace(need, growth=rehearsal.growth())  # a drawing would take the blocks' forwards off and on again
         yield words[0], now.beside(wanted, area)
     if asked.method == "spin" and not asked.settings.low_memory:  # the baselines have no SPIN Options
         words.append("low_memory in SPIN Options")

@@ -27,7 +27,7 @@ from ..host.progress import Watch
 from .asked import TrainingRun
 from .captions import Captions, decoded, host_sampler, picture_encoder, picture_strip
 from .checkpoints import FOLDER, STOPPED, file_metadata
-from .room import make_room
+from .room import rehearsed
 from .trainee import LoRATrainee, Trainee, make_trainee
 
 SHOWN = 4  # pictures of the opponent that are shown of those drawn at once, and
@@ -88,7 +88,7 @@ def train(
         held_out = previews.held_out(asked.options, {**asked.scored, "drawn": asked.made_from()["opponent"]})
         run = make_run(corpus, asked, trainee.patcher.load_device, shown_by(watch), parent, held_out)
         if isinstance(trainee, LoRATrainee):
-            watch.note = make_room(trainee, run, asked, short_drawing(trainee, captions, vae, asked))
+            watch.note = rehearsed(trainee, run, asked, short_drawing(trainee, captions, vae, asked))
         draw = watched(sample, watch, asked.opponent.steps, vae, trainee)
         opponent = Opponent(draw, asked.made_from()["opponent"], asked.opponent.batch, kind=captions.kind)
         game = play_method(trainee.player, opponent, run, asked)

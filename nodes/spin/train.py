@@ -2,14 +2,14 @@
 
 import json
 import logging
+from typing import get_args
 
 from comfy_api.latest import io
 
 from ...scores.scorer import Scorer
 from ...spin_core.curves import verdict
-from ...train_core import SCORE
+from ...train_core import SCORE, LoraLayers
 from ..host.errors import check_bounds
-from ..host.families import LoraLayers
 from ..host.options import TrainingOptions
 from ..host.previews import scored
 from ..host.progress import say
@@ -30,11 +30,7 @@ from .settings import KINDS, PlayOptions, per_round, round_settings
 from .usual import usual_sampling
 
 LORA, FULL = "LoRA", "full"
-LORAS: dict[str, LoraLayers] = {  # by the layers that it changes
-    LORA: "attention",
-    "LoRA, feed-forward too": "attention and feed-forward",
-    "LoRA, all layers": "all",
-}
+LORAS = dict(zip((LORA, "LoRA, feed-forward too", "LoRA, all layers"), get_args(LoraLayers), strict=True))
 ONE_ROUND, SEVERAL_ROUNDS = "one round", "several rounds"
 SFT, DPO, KTO, SFT_DPO = "SFT", "DPO", "KTO", "SFT, then DPO"
 METHODS = {SFT: "sft", DPO: "dpo", KTO: "kto", SFT_DPO: "sft+dpo"}

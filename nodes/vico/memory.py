@@ -1,84 +1,76 @@
-"""What a training step will need, before the first one: measured on two small steps, since what is kept grows with the area."""
+"""A ViCo training rehearsed in small before its first step: what it needs is told, with the setting that would fit."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
-import comfy.model_management
 import torch
 
-from ...vico_core.training import Batch, TrainedConcept
+from ...vico_core.training import Batch, TrainedConcept, ViCoObjective
+from ..host.frozen import Frozen
+from ..host.memory import MOMENTS, Growth, Need, make_room, peak_of
 from .streams import HostStreams, checkpointed
 
-PROBES = (
-    16,
-    32,
-)  # sides of the latents that are tried: 128 and 256 pixels; Z-Image fills up the tokens of smaller ones
-OPTIMIZER_COPIES = 3  # beside each trained weight: its gradient and AdamW's two means
 SIZE_STEP = 64
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes that a step adds to the loaded model: a part a sample, a part a sample and latent pixel, and the optimiser's."""
+class Rehearsal:
+    """A training in small. side: of the photos' latents. draw: a preview in few steps; None where none is drawn."""
 
-    sample: float
-    pixel: float
-    optimizer: int
+    frozen: Frozen
+    streams: HostStreams
+    trained: TrainedConcept
+    caption: str
+    side: int
+    masks: torch.Tensor | None = None
+    draw: Callable[[], object] | None = None
 
-    def bytes(self, side: int, batch_size: int) -> int:
-        return round(batch_size * (self.sample + self.pixel * side**2) + self.optimizer)
+    def told(self, size: int, batch_size: int, spared: bool) -> str:
+        """What steps at size x size need, kept free from now on. spared: checkpointing is on already."""
+        need = self.need()
+        savings = self.savings(need, size, batch_size, spared)
+        return make_room(self.frozen, need, batch_size, self.side**2, savings, "close other programs first.")
 
+    def need(self) -> Need:
+        base = sum(patcher.model_size() for patcher in self.frozen.patchers)
+        weights = sum(p.nbytes for p in self.trained.parameters() if p.requires_grad)
+        names = ("model" if len(self.frozen.patchers) == 1 else "model and text encoder", "image attention")
+        drawing = peak_of(self.draw) if self.draw else 0
+        return Need(base, (1 + MOMENTS) * weights, self.growth(), drawing, names)
 
-def measure(streams: HostStreams, trained: TrainedConcept, caption: str) -> Need:
-    small, large = (kept_bytes(streams, side, caption) for side in PROBES)
-    pixel = (large - small) / (PROBES[1] ** 2 - PROBES[0] ** 2)
-    optimizer = OPTIMIZER_COPIES * sum(p.nbytes for p in trained.parameters())
-    return Need(small - pixel * PROBES[0] ** 2, pixel, optimizer)
+    def growth(self) -> Growth:
+        return Growth.measured(self.step_peak, (self.side, self.side))
 
+    def step_peak(self, rows: int, side: tuple[int, int]) -> int:
+        """Bytes at the peak of a step of the objective, gradients included."""
+        batch = self.batch(rows, side)
 
-def kept_bytes(streams: HostStreams, side: int, caption: str) -> int:
-    """Bytes that one forward of both streams keeps for its gradient, at latents of side × side; weights do not count."""
-    weights = {
-        p.untyped_storage().data_ptr() for module in (streams.unet, streams.modules) for p in module.parameters()
-    }
-    kept = {}
+        def step() -> None:
+            ViCoObjective(self.streams)(batch, torch.Tensor.backward)
+            self.trained.zero_grad()
 
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # kept whole, an operation's own output would hold the graph that holds it, for ever
+        return peak_of(step)
 
-    frames = (1,) if streams.model.latent_format.latent_dimensions == 3 else ()
-    shape = (1, streams.model.latent_format.latent_channels, *frames, side, side)
-    latent = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(streams.engine.device)
-    t = torch.zeros(1, dtype=torch.long, device=streams.engine.device)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        predicted = streams.predict(latent, Batch(latent, latent, latent, t, [caption]))
-    held = sum(kept.values())
-    del predicted  # only now: had the graph gone before the count, one address could have stood for two tensors
-    return held
+    def batch(self, rows: int, side: tuple[int, int]) -> Batch:
+        form, device = self.streams.model.latent_format, self.streams.engine.device
+        frames = [1] * (form.latent_dimensions == 3)
+        latent = torch.randn(rows, form.latent_channels, *frames, *side, generator=torch.Generator().manual_seed(0))
+        t = torch.full((rows,), len(self.streams.schedule) // 2)
+        masks = None if self.masks is None else self.masks[:1].expand(rows, -1, -1)
+        return Batch(latent, latent, latent, t, [self.caption] * rows, masks).to(device)
 
-
-def estimate(streams: HostStreams, trained, caption: str, size: int, batch_size: int, spared: bool) -> str:
-    """What a step needs and what is free; where it does not fit, the setting that would. spared: checkpointing is on."""
-    free = comfy.model_management.get_free_memory(streams.engine.device)
-    scale = streams.model.latent_format.spacial_downscale_ratio
-    need = measure(streams, trained, caption)
-    wanted = need.bytes(size // scale, batch_size)
-    told = f"A step needs about {gigabytes(wanted)} beside the model; {gigabytes(free)} are free."
-    if wanted <= free:
-        return told
-    if not spared:
-        with checkpointed(streams.unet):
-            less = measure(streams, trained, caption).bytes(size // scale, batch_size)
-        if less <= free:
-            return f"{told} That may not fit: switch gradient_checkpointing on ({gigabytes(less)})."
-    if batch_size > 1 and need.bytes(size // scale, 1) <= free:
-        return f"{told} That may not fit: take batch_size 1 and accumulation {batch_size}."
-    sizes = range(size - SIZE_STEP, 0, -SIZE_STEP)
-    smaller = next((s for s in sizes if need.bytes(s // scale, 1) <= free), None)
-    return f"{told} That may not fit: " + (f"size {smaller} would." if smaller else "close other programs first.")
-
-
-def gigabytes(count: int) -> str:
-    return f"{count / 2**30:.2f} GB"
+    def savings(self, need: Need, size: int, batch_size: int, spared: bool) -> Iterator[tuple[str, int]]:
+        """Settings that need less, each with those before it, and the bytes beside the models with them."""
+        words, rows, area = [], batch_size, self.side**2
+        with nullcontext() if spared else checkpointed(self.streams.unet):
+            if not spared:
+                words.append("gradient_checkpointing")
+                need = replace(need, growth=self.growth())
+                yield words[0], need.beside(rows, area)
+            if batch_size > 1:
+                words.append(f"batch_size 1 and accumulation {batch_size}")
+                rows = 1
+                yield " and ".join(words), need.beside(rows, area)
+            for smaller in range(size - SIZE_STEP, 0, -SIZE_STEP):
+                yield ", ".join([*words, f"size {smaller}"]), need.beside(rows, round(area * (smaller / size) ** 2))

@@ -1,7 +1,7 @@
 """A ViCo training in the graph: photos go in, a concept comes out."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import comfy.model_management
@@ -45,7 +45,7 @@ from ..host.progress import Watch
 from ..host.sampling import Sampling
 from .capture import AUTOMATIC, GIVEN
 from .drawing import as_usual, draw_with_concept
-from .memory import estimate
+from .memory import Rehearsal
 from .photos import Photo, Reference
 from .places import known_family, places_of, share
 from .runs import Outcome, RunFiles
@@ -53,7 +53,7 @@ from .streams import HostStreams, checkpointed, training_clip
 from .training_photos import Picture, encode_photos, pictures_hash, thumbnail
 from .trigger import start_words
 
-PREVIEW = Sampling(steps=20)
+PREVIEW, SHORT_PREVIEW = Sampling(steps=20), Sampling(steps=2)
 FLOW_CFG = 4.0
 LARGE_ENCODER = 1_000_000_000  # parameters above which a word is not learnt unless asked for
 AUTOMATIC_WORD, LEARNT, FIXED = "automatic", "learnt", "fixed to the initialiser"
@@ -139,7 +139,10 @@ def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say, s
     previews = make_previews(session, vae, photos, pictures, asked, scorer)
     watch = Watch(say, asked.options.preview_every, previews.strip if previews.prompts else None)
     held_out = previews.held_out(asked.options, asked.scored)
-    training = run_steps(session, photos, asked, files, watch, concept_now, held_out)
+    draw = None
+    if asked.options.preview_every and previews.prompts:
+        draw = preview_drawer(session, vae, photos, pictures, asked.preview_prompts[:1], SHORT_PREVIEW)
+    training = run_steps(session, photos, asked, files, watch, concept_now, held_out, draw)
     if training.stopped_by is not None and training.step == 0:
         raise training.stopped_by
     concept = concept_now(training.step)
@@ -213,8 +216,9 @@ def run_steps(
     watch: Watch,
     concept_now,
     held_out: HeldOut | None,
+    draw: Callable[[], object] | None,
 ) -> Training:
-    """The steps themselves, by train_core's loop; goes on from the newest state."""
+    """The steps themselves, by train_core's loop; goes on from the newest state. draw: a preview in few steps, or None."""
     settings, options = asked.settings, asked.options
     trained, streams, engine = session.trained, session.streams, session.engine
     captions = captions_of(settings)
@@ -230,10 +234,10 @@ def run_steps(
 
     with session.frozen:
         part = share(trained.places, streams.unet)
-        watch.say(
-            f"Image attention at {len(trained.places)} places, {part:.1%} of the model.\n"
-            + estimate(streams, trained, captions[0], settings.size, settings.batch_size, options.checkpointing)
-        )
+        side, caption = photos.mean.shape[-1], max(captions, key=len)
+        rehearsal = Rehearsal(session.frozen, streams, trained, caption, side, photos.masks, draw)
+        need = rehearsal.told(settings.size, settings.batch_size, options.checkpointing)
+        watch.say(f"Image attention at {len(trained.places)} places, {part:.1%} of the model.\n{need}")
         watch.begin(settings.steps)
         return train(objective, draws, trained, optimizer, loop, engine, on_step, files.states, STOPS, held_out)
 
@@ -284,6 +288,16 @@ def make_previews(
 
     A scorer reads the initialiser for the placeholder, and may compare with the photos.
     """
+    settings = asked.settings
+    draw = preview_drawer(session, vae, photos, pictures, asked.preview_prompts, PREVIEW)
+    told = [isolate(prompt, settings.placeholder, settings.initialiser) for prompt in asked.preview_prompts]
+    return Previews(draw, session.frozen.given_back, told, scorer, to_pictures(p.image for p in pictures))
+
+
+def preview_drawer(
+    session: Session, vae, photos: Photos, pictures: list[Picture], prompts: Sequence[str], sampling: Sampling
+) -> Callable[[], Tensor]:
+    """draw(): a picture for each prompt, with the first photo as the reference; the training is back on the device afterwards."""
     latent = session.patcher.model.process_latent_out(photos.mean[:1])
     mask = None if photos.masks is None else photos.masks[0]
     reference = Reference([Photo(latent, pictures[0].image, mask)])
@@ -293,11 +307,9 @@ def make_previews(
         concept = session.trained.concept()
         concept.placeholder = session.streams.trigger.word
         parts = (session.patcher, session.text, vae, concept, reference)
-        sampling = as_usual(PREVIEW, session.patcher, cfg=FLOW_CFG)
+        usual = as_usual(sampling, session.patcher, cfg=FLOW_CFG)
         with session.frozen.given_back():
-            pixels = as_a_node(draw_with_concept, *parts, asked.preview_prompts, [0], sampling, source)
+            pixels = as_a_node(draw_with_concept, *parts, prompts, [0], usual, source)
         return pixels.flatten(0, -4)
 
-    settings = asked.settings
-    told = [isolate(prompt, settings.placeholder, settings.initialiser) for prompt in asked.preview_prompts]
-    return Previews(draw, session.frozen.given_back, told, scorer, to_pictures(p.image for p in pictures))
+    return draw

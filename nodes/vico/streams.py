@@ -21,8 +21,9 @@ from ...train_core import Engine, cat_contexts, gradient_checkpointing
 from ...vico_core import Kept, Place, gather_tokens, object_mask, read_columns
 from ...vico_core.training import Batch, Predicted, TrainedConcept
 from ..host.copies import own_weights
-from ..host.denoiser import ModelDenoiser, alike, graded_attention
+from ..host.denoiser import ModelDenoiser, alike, graded_attention, in_order
 from ..host.families import transformer_blocks
+from ..host.families.gradients import read_copies
 from ..host.families.image_tokens import LATENT, ImageTokens
 from .attach import image_attended
 from .capture import AUTOMATIC, OVERRIDE, Capture, LastPlaceReached, text_of, tokens_under
@@ -37,20 +38,13 @@ def training_clip(clip: comfy.sd.CLIP) -> comfy.sd.CLIP:
     """A CLIP with weights of its own, LoRAs merged in, that gradients can pass. Call it inside training_mode()."""
     source = clip.patcher
     weights = own_weights(source.model, {})
-    keep_residuals(weights)
+    layers = (layer for layer in weights.modules() if isinstance(layer, CLIPLayer))
+    read_copies(norm for layer in layers for norm in (layer.layer_norm1, layer.layer_norm2))
     own = comfy.model_patcher.ModelPatcher(weights, source.load_device, source.offload_device)
     trained = clip.clone()
     trained.patcher = source.clone(disable_dynamic=True, model_override=own.get_clone_model_override())
     trained.cond_stage_model = weights
     return trained
-
-
-def keep_residuals(text_encoder: torch.nn.Module) -> None:
-    """The host's CLIP adds to its residual stream in place, after a norm has saved it for its gradient: norms read a copy."""
-    for layer in text_encoder.modules():
-        if isinstance(layer, CLIPLayer):
-            for norm in (layer.layer_norm1, layer.layer_norm2):
-                norm.register_forward_pre_hook(lambda module, args: (args[0].clone(),))
 
 
 @contextmanager
@@ -158,7 +152,7 @@ class HostStreams:
 
     def predict(self, x_t: Tensor, batch: Batch) -> Predicted:
         captions = [self.encode(caption, x_t) for caption in batch.captions]
-        timestep = self.denoiser.sampling.timestep(self.denoiser.sampling.sigmas.to(batch.t.device)[batch.t]).float()
+        timestep = self.denoiser.timestep(batch.t)
         groups = alike([caption.conditions for caption in captions])
         parts = [self.predict_alike(rows, x_t, timestep, batch, captions) for rows in groups]
         return parts[0] if len(parts) == 1 else joined(parts, groups)
@@ -177,7 +171,7 @@ class HostStreams:
                 self.run_reference(batch.reference[rows], timestep[rows], conditions, capture, options)
                 names = [place.name for place in self.places]
                 options[FEATURES] = [([b], {name: capture.kept(name, b) for name in names}) for b in range(len(rows))]
-            prediction = self.forward(x_t[rows], timestep[rows], conditions, options)
+            prediction = self.denoiser.forward(x_t[rows], timestep[rows], conditions, options)
         return Predicted(prediction.float(), [capture.maps[place.name] for place in self.places])
 
     def run_reference(self, reference, timestep, conditions, capture: GradedCapture, options: dict) -> None:
@@ -185,13 +179,7 @@ class HostStreams:
         capture.text = text_of(conditions["c_crossattn"])
         no_gradient = torch.no_grad() if self.detach_reference else contextlib.nullcontext()
         with no_gradient, contextlib.suppress(LastPlaceReached):
-            self.forward(reference, timestep, conditions, capture.options(options, reference))
-
-    def forward(self, x: Tensor, timestep: Tensor, conditions: dict, options: dict) -> Tensor:
-        conds = {name: self.denoiser.read(value, x.device) for name, value in conditions.items()}
-        cross_attn = conds.pop("c_crossattn")
-        x = x.to(self.denoiser.dtype)
-        return self.unet(x, timestep, context=cross_attn, transformer_options=dict(options), **conds)
+            self.denoiser.forward(reference, timestep, conditions, capture.options(options, reference))
 
     def image_attention(self):
         """Inside, image attention runs after the blocks of its places."""
@@ -231,13 +219,9 @@ class HostStreams:
 
 def joined(parts: list[Predicted], groups: list[list[int]]) -> Predicted:
     """The parts' rows in the batch's order."""
-    order = torch.tensor([row for rows in groups for row in rows]).argsort()
-    prediction = torch.cat([part.prediction for part in parts])
     of_places = zip(*(part.maps for part in parts), strict=True)
-    maps = [
-        tuple(torch.cat(side)[order.to(side[0].device)] for side in zip(*place, strict=True)) for place in of_places
-    ]
-    return Predicted(prediction[order.to(prediction.device)], maps)
+    maps = [tuple(in_order(side, groups) for side in zip(*place, strict=True)) for place in of_places]
+    return Predicted(in_order([part.prediction for part in parts], groups), maps)
 
 
 def ordinary(value):

@@ -2,7 +2,9 @@
 
 import json
 import math
+from typing import get_args
 
+import comfy.model_management
 import folder_paths
 import pytest
 import torch
@@ -10,18 +12,18 @@ import torch
 from nodes import LoraLoaderModelOnly
 from vico_spin.nodes.host import copies, denoiser, frozen
 from vico_spin.nodes.host.families import trained_layers
+from vico_spin.nodes.host.memory import Growth, Need
 from vico_spin.nodes.host.options import TrainingOptions
 from vico_spin.nodes.spin import room
 from vico_spin.nodes.spin.asked import TrainingRun
-from vico_spin.nodes.spin.rehearsal import Growth, Need
 from vico_spin.nodes.spin.usual import usual_sampling
 from vico_spin.scripts import models, transformers
 from vico_spin.spin_core.game import RoundSettings
-from vico_spin.train_core import LoRA, weights_hash
+from vico_spin.train_core import LoRA, LoraLayers, weights_hash
 
 PLAYED = [name for name in transformers.TRANSFORMERS if name != "Cosmos-Predict2"]
 ALL = [*PLAYED, *models.FAMILIES]
-LAYERS = ["attention", "attention and feed-forward", "all"]
+LAYERS = get_args(LoraLayers)
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +214,18 @@ def test_a_model_whose_answer_is_no_prediction_is_refused_with_the_reason(call, 
     distilled = call("ModelSamplingDiscrete", model=tiny("sd1"), sampling="lcm", zsnr=False)[0]
     with pytest.raises(ValueError, match="it predicts as LCM, and self-play is defined for epsilon, v and flow"):
         play(distilled, "sd1")
+
+
+def test_what_would_fit_is_looked_for_and_the_run_goes_on_as_it_was(play, monkeypatch):
+    """Flux adds to its stream in place: a look at checkpointing took the copies away that the training stands on."""
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device, split=False: (0, 0) if split else 0)
+    said = []
+    monkeypatch.setattr("vico_spin.nodes.spin.train.say", said.append)
+    loss = play(tiny("Flux.1"), "Flux.1")[2]["loss"]
+    assert loss[0] == pytest.approx(math.log(2), abs=1e-6) and len(loss) == 3
+    assert any(
+        "are there: it would fit with gradient_checkpointing" in text or "use a smaller model" in text for text in said
+    )
 
 
 @pytest.mark.parametrize("method, offered", [("spin", True), ("dpo", False)])

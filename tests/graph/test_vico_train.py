@@ -4,6 +4,7 @@ import gc
 import logging
 import resource
 import signal
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.utils
@@ -190,31 +191,37 @@ def test_a_fixed_word_stays_the_initialisers_and_image_attention_learns(train, c
 
 
 @pytest.fixture
-def both_streams(parts):
-    """(HostStreams, TrainedConcept) of the small model, as a training has them."""
+def rehearsal(parts):
+    """Of the small model's training, with what it keeps free: rehearsal.frozen.kept."""
     with copies.training_mode():
         patcher, clip = copies.training_copy(parts["model"]), streams.training_clip(parts["clip"])
         trained = TrainedConcept(places_of(patcher.model)[1], {"l": torch.randn(1, 40)})
-        yield streams.HostStreams(patcher, clip, trained, "*", LocalEngine()), trained
+        two, kept = streams.HostStreams(patcher, clip, trained, "*", LocalEngine()), []
+        frozen = SimpleNamespace(patchers=[patcher, clip.patcher], kept=kept, reserve=kept.append)
+        yield memory.Rehearsal(frozen, two, trained, "a photo of a *", side=64)
 
 
-def test_the_estimate_from_two_small_steps_is_what_a_large_one_keeps(both_streams):
-    need = memory.measure(*both_streams, "a photo of a *")
-    assert need.bytes(48, 1) - need.optimizer == pytest.approx(
-        memory.kept_bytes(both_streams[0], 48, "a photo of a *"), rel=0.1
-    )
-    assert need.optimizer == 3 * sum(p.nbytes for p in both_streams[1].parameters())
+def test_the_estimate_from_small_steps_is_what_a_large_one_takes(rehearsal):
+    """Tried at sides of 16 and 32; 3: the weights and AdamW's two means (gradients are in the step)."""
+    need = rehearsal.need()
+    assert need.growth.at(1, 48**2) == pytest.approx(rehearsal.step_peak(1, (48, 48)), rel=0.1)
+    assert need.trained == 3 * sum(p.nbytes for p in rehearsal.trained.parameters())
 
 
-def test_the_estimate_names_the_setting_that_would_fit(both_streams, monkeypatch):
-    full = memory.measure(*both_streams, "*").bytes(64, 2)
-    for share, told in {2.0: "are free.", 0.9: "gradient_checkpointing on", 0.001: "close other programs"}.items():
-        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device, share=share: share * full)
-        assert told in memory.estimate(*both_streams, "*", 512, 2, False)
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 0.6 * full)
-    assert "batch_size 1 and accumulation 2" in memory.estimate(*both_streams, "*", 512, 2, True)
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 0.4 * full)
-    assert "size 448 would" in memory.estimate(*both_streams, "*", 512, 1, True)
+def test_the_estimate_names_the_setting_that_would_fit_and_keeps_it_free(rehearsal, monkeypatch):
+    need = rehearsal.need()
+    two, one = need.beside(2, 64**2), need.beside(1, 64**2)
+
+    def told(free: float, batch_size: int, spared: bool) -> str:
+        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free - need.base)
+        return rehearsal.told(512, batch_size, spared)
+
+    assert told(two + need.base, 2, False) == need.text(2, 64**2) and not rehearsal.frozen.kept
+    assert "read from system memory" in told(1.01 * two, 2, False) and rehearsal.frozen.kept == [two]
+    assert "it would fit with gradient_checkpointing." in told(0.95 * two, 2, False)
+    assert "it would fit with batch_size 1 and accumulation 2." in told(1.01 * one, 2, True)
+    assert "it would fit with size 448." in told(0.95 * one, 1, True)
+    assert "close other programs first" in told(1, 1, True)
 
 
 # Files, resume, interrupt

@@ -5,7 +5,6 @@ Both methods ask here: ViCo for the places of image attention, self-play and ViC
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 import comfy.ldm.anima.model
 import comfy.ldm.chroma.model
@@ -21,9 +20,8 @@ import comfy.ldm.qwen_image.model
 import comfy.ldm.wan.model
 import torch
 
-from ....train_core import UNET_LAYERS, find_layers
+from ....train_core import ALL, LoraLayers, find_layers, layer_pattern, unet_layers
 
-LoraLayers = Literal["attention", "attention and feed-forward", "all"]
 FLUX_ATTENTION = r"(img_attn|txt_attn)\.(qkv|proj)|linear1|linear2"
 FLUX_FEED_FORWARD = r"(img_mlp|txt_mlp)\.(0|2)"
 COSMOS_ATTENTION = r"(self_attn|cross_attn)\.(q_proj|k_proj|v_proj|output_proj)"
@@ -124,7 +122,7 @@ def trained_layers(network: torch.nn.Module, layers: LoraLayers) -> list[str]:
     Raises: ValueError where this pack does not know the network.
     """
     if isinstance(network, ldm.modules.diffusionmodules.openaimodel.UNetModel):
-        return find_layers(network, UNET_LAYERS[layers])
+        return find_layers(network, unet_layers(layers))
     family = transformer_family(network)
     if family is None:
         known = ", ".join(family.name for family in TRANSFORMERS)
@@ -132,14 +130,10 @@ def trained_layers(network: torch.nn.Module, layers: LoraLayers) -> list[str]:
             "Connect a model of another family.\n"
             f"Which layers of a {type(network).__name__} to train is not known; those of SD1.x, SD2.x, SDXL, {known} are."
         )
-    patterns = {
-        "attention": family.attention,
-        "attention and feed-forward": f"{family.attention}|{family.feed_forward}",
-    }
     found = (
         [name for name, module in network.named_modules() if is_linear(module)]
-        if layers == "all"
-        else family.linears(network, patterns[layers])
+        if layers == ALL
+        else family.linears(network, layer_pattern(layers, family.attention, family.feed_forward))
     )
     dead = family.dead_ends(network)
     return [name for name in found if name not in dead]

@@ -1,6 +1,6 @@
 """What of the host's networks has no gradient as it stands, and what stands in for it while something is trained."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -42,16 +42,20 @@ def replaced(module: nn.Module, name: str, value: Callable) -> Iterator[None]:
 def residuals_kept(block: nn.Module) -> Iterator[None]:
     """Inside, what the block adds to in place is its own copy, of which each norm reads another one.
 
-    Its norms save for their gradient what is then added to; and a block that is computed twice must find its inputs again.
+    A block that is computed twice must find its inputs again.
     """
-    norms = [module for module in block.modules() if isinstance(module, nn.LayerNorm)]
-    hooks = [norm.register_forward_pre_hook(lambda module, args: (args[0].clone(),)) for norm in norms]
+    hooks = read_copies(module for module in block.modules() if isinstance(module, nn.LayerNorm))
     try:
         with replaced(block, "forward", partial(with_own_streams, block.forward)):
             yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def read_copies(norms: Iterable[nn.Module]) -> list:
+    """From now on each norm reads a copy of its own: what it saves for its gradient is then added to in place. Returns the hooks."""
+    return [norm.register_forward_pre_hook(lambda module, args: (args[0].clone(),)) for norm in norms]
 
 
 def with_own_streams(forward, *args, **kwargs):
