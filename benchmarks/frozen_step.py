@@ -1,7 +1,7 @@
 """A LoRA step beside the user's own weights, against the same step on a deep copy in float32: python -m vico_spin.benchmarks.frozen_step
 
 Paired: each repetition runs both in turn, the first one changing. Prints, a model and stored type a line, the ratio of the
-medians of the processor's seconds (what else the machine does is not in them), of the bytes that they hold (base, copy and step; counted) and how far their gradients differ. --json
+medians of their seconds, of the bytes that they hold (base, copy and step; counted) and how far their gradients differ. --json
 """
 
 import gc
