@@ -19,9 +19,14 @@ def recomputed(network: nn.Module) -> Iterator[None]:
         for module in network.modules():
             if isinstance(module, GEGLU):
                 stack.enter_context(replaced(module, "forward", partial(projected_and_gated, module)))
-            elif isinstance(module, nn.Sequential) and [type(part) for part in module[1:2]] == [nn.SiLU]:
+            elif isinstance(module, nn.Sequential) and begins_with_norm(module):
                 stack.enter_context(replaced(module, "forward", partial(normed_and_convolved, module)))
         yield
+
+
+def begins_with_norm(layers: nn.Sequential) -> bool:
+    """Whether nothing that a LoRA could change is computed again: a linear layer before the SiLU would get no gradient."""
+    return len(layers) > 2 and isinstance(layers[0], nn.GroupNorm) and isinstance(layers[1], nn.SiLU)
 
 
 def projected_and_gated(module: GEGLU, x: Tensor) -> Tensor:
