@@ -299,21 +299,26 @@ def as_markdown(found: Findings, duels: dict, base: State) -> str:
             parts += [f"## Pairs: {kind}, label noise {noise}", model_table(found, kind, float(noise), base)]
             parts += [duel_table(by_name), bullets(verdicts(by_name))]
     for kind, by_noise in duels.items():
-        for number in range(1, sizes.rounds + 1):
-            name = f"SPIN over DPO round {number}"
+        for name in (f"SPIN over DPO round {number}" for number in range(1, sizes.rounds + 1)):
+            if not any(by_name.get(name) for by_name in by_noise.values()):
+                continue
             parts += [
                 f"## {name} by label noise, pairs: {kind}",
                 noise_table(by_noise, name),
                 bullets(turns(by_noise, name)),
             ]
     parts += ["## DPO's data", data_table(found, base)]
-    parts += [f"## Rates tried, pairs: {kind}\n\n{rate_table(study, kind)}" for kind in duels]
+    parts += [
+        f"## Rates tried, pairs: {kind}\n\n{rate_table(study, kind)}" for kind in duels if any(duels[kind].values())
+    ]
     told_by = ", ".join(f"{name} {value:.3f}" for name, value in agreement(SEARCHED_AT).items())
     parts.append(
         f"{sizes.real} pairs, {sizes.batch} a step, {sizes.prompts} prompts; Euler, {sizes.sampling_steps} steps, bfloat16. "
         f"distance: to the nearest drawing of the prompt's true scene; people: what people in the mean gain over the base, in "
         f"standard deviations of what they see. At label noise {SEARCHED_AT:g}: {told_by}. Preference model, held out: "
-        + ", ".join(f"{name} {value:.3g}" for name, value in study.agreement.items())
+        + ", ".join(
+            f"{name} {value:g}" if value > 1 else f"{name} {value:.3f}" for name, value in study.agreement.items()
+        )
         + ". Intervals: prompts and training seeds resampled; with one seed, prompts alone."
     )
     return "\n\n".join(part for part in parts if part) + "\n"

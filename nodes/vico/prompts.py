@@ -129,11 +129,11 @@ def mixed_positions(rows: Tensor, known: list[Encoded]) -> list[int]:
 
 
 def mixes(row: Tensor, words: Tensor, others: Tensor) -> bool:
-    """Whether a row [dim] is made of the newest words [N, dim] and others [P, dim], few beside dim, with a part of a word's.
+    """Whether a row [dim] is made of the newest others [P, dim], few beside dim, with a part of a word's among them [N, dim].
 
     Of independent rows, what a row has of one is its product with that one's dual, which is at right angles to the rest.
     """
-    newest = torch.cat([others, words])[-row.shape[0] // 4 :]
+    newest = torch.cat([words, others])[-row.shape[0] // 4 :]  # words that are not among the others come as the oldest
     twice = parallel(newest, newest).triu(diagonal=1).any(1)  # of equals, the last stays
     basis = newest[~twice]
     _, sizes, across = torch.linalg.svd(basis, full_matrices=False)

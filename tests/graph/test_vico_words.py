@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vico_spin.nodes.vico.encoders import context_columns, differing, flat
+from vico_spin.nodes.vico.encoders import Columns, context_columns, differing, flat
 from vico_spin.nodes.vico.prompts import PromptMemory, find_prompts
 from vico_spin.nodes.vico.trigger import identity_of, make_trigger, start_words, with_trigger
 from vico_spin.scripts.text_encoders import KINDS, text_encoder
@@ -107,6 +107,17 @@ def test_joined_prompts_have_the_columns_of_the_joined_tensor(call, clip):
     (mixed,) = call("ConditioningAverage", conditioning_to=sky, conditioning_from=toy, conditioning_to_strength=0.6)
     (columns,) = trigger.memory.find({"cross_attn": mixed[0][0]})
     assert columns.trigger == own.trigger
+
+
+def test_an_average_is_found_after_many_other_prompts_with_the_word():
+    memory, generator = PromptMemory(), torch.Generator().manual_seed(0)
+    prompts = [torch.randn(1, 77, 64, generator=generator) for _ in range(60)]
+    for prompt in prompts:
+        memory.remember(prompt, Columns((5,), 9))
+    (mixed,) = memory.find({"cross_attn": 0.4 * prompts[-1] + 0.6 * prompts[-2]})
+    assert mixed.trigger == (5,)
+    (other,) = memory.find({"cross_attn": torch.randn(1, 77, 64, generator=generator)})
+    assert other is None
 
 
 def test_joined_prompts_of_anima_have_the_columns_of_the_first(call, host):
