@@ -104,12 +104,12 @@ def training_costs(quick: bool) -> dict:
 
 def gradient_bytes() -> dict[str, int]:
     """Float32 gradients of a step that go over the wire."""
-    from ..train_core import LoRA, find_layers
-    from .spin_step import LAYERS, RANK, base
+    from ..train_core import LoRA, find_layers, unet_layers
+    from .spin_step import RANK, base
 
     with on_paper():
         network = base(320)
-        lora = LoRA(network, find_layers(network, LAYERS), RANK)
+        lora = LoRA(network, find_layers(network, unet_layers("attention")), RANK)
         return {name: sum(4 * p.numel() for p in m.parameters()) for name, m in (("lora", lora), ("full", network))}
 
 
@@ -209,19 +209,25 @@ def plots(found: dict, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    paper, world, training = found["paper"], found["world"], found["training"]
     figure, axes = pyplot.subplots(2, 4, figsize=(15, 7), layout="constrained")
-    (resolution, batch, photos, subjects), (queue, data, memory, gpus) = axes
+    draw_pictures([*axes[0], axes[1][0]], found["paper"], found["world"])
+    draw_training(axes[1][1:], found)
+    figure.savefig(path, dpi=80)
 
-    def draw(axis, title: str, across: str, up: str, lines: dict[str, dict], log: bool = True) -> None:
-        for name, points in lines.items():
-            axis.plot(list(points), list(points.values()), "o-", label=name)
-        axis.set(title=title, xlabel=across, ylabel=up, xscale="log" if log else "linear")
-        axis.set_xticks(sorted({x for points in lines.values() for x in points}))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.minorticks_off()
-        axis.legend(fontsize=8)
 
+def draw(axis, title: str, across: str, up: str, lines: dict[str, dict], log: bool = True) -> None:
+    for name, points in lines.items():
+        axis.plot(list(points), list(points.values()), "o-", label=name)
+    axis.set(title=title, xlabel=across, ylabel=up, xscale="log" if log else "linear")
+    axis.set_xticks(sorted({x for points in lines.values() for x in points}))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
+    axis.legend(fontsize=8)
+
+
+def draw_pictures(axes, paper: dict, world: dict) -> None:
+    """What a picture costs by resolution, batch, photos, subjects and prompts in the queue."""
+    resolution, batch, photos, subjects, queue = axes
     sides = paper["sides"]
     tera = {part: {s: c[part]["flops"] / 1e12 for s, c in sides.items()} for part in ("plain", "further", "reference")}
     draw(resolution, "Resolution, on paper", "side in pixels", "TFLOP a row and step", tera)
@@ -250,6 +256,12 @@ def plots(found: dict, path: Path) -> None:
     draw(queue, "Prompts in the queue, a picture each", "prompts", "mean time over plain", means)
     queue.plot(range(1, len(running) + 1), running, "o-", label="Sprite World")
     queue.legend(fontsize=8)
+
+
+def draw_training(axes, found: dict) -> None:
+    """What listing a data set, memory and several GPUs cost."""
+    data, memory, gpus = axes
+    sides, training = found["paper"]["sides"], found["training"]
     lists = {"processor's seconds": {n: of["processor's seconds"] for n, of in found["listing"].items()}}
     lists["MB / 10"] = {n: of["MB"] / 10 for n, of in found["listing"].items()}
     draw(data, "Data set listed", "pictures", "", lists)
@@ -267,28 +279,20 @@ def plots(found: dict, path: Path) -> None:
         for wire, speed in WIRES.items()
     }
     draw(gpus, "GPUs, on paper", "GPUs", "share of a step that computes", shares)
-    figure.savefig(path, dpi=80)
 
 
 def law_rows(found: dict) -> list[tuple[str, ...]]:
     """(what grows, measured or counted, law, where it breaks)."""
-    paper, world, training = found["paper"], found["world"], found["training"]
+    return [*picture_laws(found["paper"], found["world"]), listing_law(found["listing"]), *training_laws(found)]
+
+
+def picture_laws(paper: dict, world: dict) -> list[tuple[str, ...]]:
     sides, plain = paper["sides"], world["plain"][1]
     low, high = min(sides), max(sides)
     grown = {part: sides[high][part]["flops"] / sides[low][part]["flops"] for part in ("plain", "further")}
     ratio = {side: first_over_plain(costs, contexts=0) for side, costs in sides.items()}
     most_photos, most_subjects, most_batch = (max(world[name]) for name in ("photos", "subjects", "batch"))
     kept = STEPS * sides[SIDE]["kept"]["bytes"]
-    listed, pairs = found["listing"], training["flops"]["pairs"]
-    last, fewest = max(listed), min(listed)
-    worked = listed[last]["processor's seconds"]
-    per = (worked - listed[fewest]["processor's seconds"]) / (last - fewest)
-    shares = {
-        name: efficiency(step_seconds(training, kind), found["gradients"][kind], max(GPUS), WIRES["PCIe 4, 25 GB/s"])
-        for name, kind in LINKS.items()
-    }
-    batches = training["batch"]
-    row = (batches[max(batches)] - batches[min(batches)]) / max(1, max(batches) - min(batches)) / 2**30
     return [
         (
             f"resolution {low}² to {high}²",
@@ -326,13 +330,30 @@ def law_rows(found: dict) -> list[tuple[str, ...]]:
             f"features of {STEPS} steps take {kept / 2**20:.0f} MB a context (float32, all keys): {CACHE // kept} contexts fit into "
             "cache_mb 1024, older ones are run again",
         ),
-        (
-            f"data set, {fewest} to {last} pictures listed",
-            f"{worked:.1f} s of the processor, {listed[last]['MB']:.0f} MB at {last}; "
-            f"10⁶ by this law: {per * 1e6:.0f} s",
-            f"linear: {1e6 * per:.0f} µs a picture",
-            f"10⁶ was not listed; the listing holds names and captions, {2**20 * listed[last]['MB'] / last:.0f} bytes a picture",
-        ),
+    ]
+
+
+def listing_law(listed: dict) -> tuple[str, ...]:
+    last, fewest = max(listed), min(listed)
+    worked = listed[last]["processor's seconds"]
+    per = (worked - listed[fewest]["processor's seconds"]) / (last - fewest)
+    return (
+        f"data set, {fewest} to {last} pictures listed",
+        f"{worked:.1f} s of the processor, {listed[last]['MB']:.0f} MB at {last}; 10⁶ by this law: {per * 1e6:.0f} s",
+        f"linear: {1e6 * per:.0f} µs a picture",
+        f"10⁶ was not listed; the listing holds names and captions, {2**20 * listed[last]['MB'] / last:.0f} bytes a picture",
+    )
+
+
+def training_laws(found: dict) -> list[tuple[str, ...]]:
+    training = found["training"]
+    shares = {
+        name: efficiency(step_seconds(training, kind), found["gradients"][kind], max(GPUS), WIRES["PCIe 4, 25 GB/s"])
+        for name, kind in LINKS.items()
+    }
+    batches, pairs = training["batch"], training["flops"]["pairs"]
+    row = (batches[max(batches)] - batches[min(batches)]) / max(1, max(batches) - min(batches)) / 2**30
+    return [
         (
             "a step of SPIN by LoRA",
             f"{min(batches.values()) / 2**30:.1f} GiB at {min(batches)} pair, {max(batches.values()) / 2**30:.1f} at {max(batches)} "

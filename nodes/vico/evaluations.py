@@ -6,44 +6,22 @@ import comfy.k_diffusion.sampling
 import torch
 from torch import Tensor
 
+
+def host_samplers(names: str) -> set:
+    return {getattr(comfy.k_diffusion.sampling, f"sample_{name}") for name in names.split()}
+
+
 # The host's samplers that ask the model once a step, at the step's own sigma.
-ONCE_A_STEP = {
-    getattr(comfy.k_diffusion.sampling, f"sample_{name}")
-    for name in (
-        "ddpm",
-        "deis",
-        "dpmpp_2m",
-        "dpmpp_2m_cfg_pp",
-        "euler",
-        "euler_ancestral",
-        "euler_ancestral_cfg_pp",
-        "euler_cfg_pp",
-        "gradient_estimation",
-        "gradient_estimation_cfg_pp",
-        "ipndm",
-        "ipndm_v",
-        "lcm",
-        "lms",
-        "res_multistep",
-        "res_multistep_ancestral",
-        "res_multistep_ancestral_cfg_pp",
-        "res_multistep_cfg_pp",
-    )
-}
+ONCE_A_STEP = host_samplers(
+    "ddpm deis dpmpp_2m dpmpp_2m_cfg_pp euler euler_ancestral "
+    "euler_ancestral_cfg_pp euler_cfg_pp gradient_estimation gradient_estimation_cfg_pp ipndm ipndm_v "
+    "lcm lms res_multistep res_multistep_ancestral res_multistep_ancestral_cfg_pp res_multistep_cfg_pp "
+)
 # The same, but in a flow model for the first sigma, which they move a little.
-ONCE_A_STEP_FROM_BELOW_1 = {
-    getattr(comfy.k_diffusion.sampling, f"sample_{name}")
-    for name in (
-        "dpmpp_2m_sde",
-        "dpmpp_2m_sde_gpu",
-        "dpmpp_2m_sde_heun",
-        "dpmpp_2m_sde_heun_gpu",
-        "dpmpp_3m_sde",
-        "dpmpp_3m_sde_gpu",
-        "er_sde",
-        "sa_solver",
-    )
-}
+ONCE_A_STEP_FROM_BELOW_1 = host_samplers(
+    "dpmpp_2m_sde dpmpp_2m_sde_gpu dpmpp_2m_sde_heun dpmpp_2m_sde_heun_gpu dpmpp_3m_sde dpmpp_3m_sde_gpu "
+    "er_sde sa_solver "
+)
 OFF_SCHEDULE = ("s_churn", "use_pece")  # options by which some of them ask at other sigmas, or twice
 STEADY = ("comfy.k_diffusion.sampling", "comfy.extra_samplers.uni_pc")  # ask at the same sigmas whatever they draw
 ADAPTIVE = "sample_dpm_adaptive"

@@ -23,6 +23,21 @@ def host():
     return Host()
 
 
+@pytest.fixture(scope="module")
+def parts(make_sd1, make_clip, make_vae):
+    return make_sd1(), make_clip(), make_vae()
+
+
+@pytest.fixture
+def bench(call, parts):
+    """A small model with a concept and a reference; several files try Apply ViCo on it."""
+    from vico_spin.tests.graph.vico_bench import Bench
+
+    bench = Bench(call, *parts)
+    yield bench
+    del bench.model.model.diffusion_model._forward
+
+
 @pytest.fixture
 def output(host, tmp_path):
     """The host's output folder, for this test alone."""

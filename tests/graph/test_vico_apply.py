@@ -7,19 +7,6 @@ import torch
 from vico_spin.nodes.vico.attach import step_bytes
 from vico_spin.tests.graph.vico_bench import PLACES, PROMPT, STEPS, Bench, close, make_concept
 
-
-@pytest.fixture(scope="module")
-def parts(make_sd1, make_clip, make_vae):
-    return make_sd1(), make_clip(), make_vae()
-
-
-@pytest.fixture
-def bench(call, parts):
-    bench = Bench(call, *parts)
-    yield bench
-    del bench.model.model.diffusion_model._forward
-
-
 # The plain model, exactly
 
 

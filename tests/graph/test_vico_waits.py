@@ -15,18 +15,6 @@ from vico_spin.tests.graph.vico_bench import Bench, close, make_concept
 from vico_spin.vico_core import Kept
 
 
-@pytest.fixture(scope="module")
-def parts(make_sd1, make_clip, make_vae):
-    return make_sd1(), make_clip(), make_vae()
-
-
-@pytest.fixture
-def bench(call, parts):
-    bench = Bench(call, *parts)
-    yield bench
-    del bench.model.model.diffusion_model._forward
-
-
 @pytest.fixture
 def as_on_a_device(monkeypatch):
     """Tokens stay with their mask, as where gathering them would wait."""
