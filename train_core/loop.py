@@ -1,7 +1,8 @@
 """The training loop: reads from top to bottom, knows nothing of what is trained.
 
-Assumes: a batch is a pure function of its index, and what is drawn for it too (see
-randomness.keyed_generator). On one CPU process a resumed run then equals an uninterrupted one bit for bit.
+Assumes: a batch is a pure function of its index, and what is drawn for it too (see randomness.keyed_generator).
+In one CPU process a resumed run then equals an uninterrupted one bit for bit, where sums on several threads do (MKL's on
+very small tensors: with MKL_CBWR=AUTO,STRICT).
 """
 
 import math
