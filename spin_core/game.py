@@ -236,7 +236,7 @@ def learn_stage(player: Player, run: Run, number: int, stage: str, game: Game) -
 
 
 def pair_step(player: Player, run: Run, number: int) -> PairStep | KtoStep:
-    """The step of the loss that was chosen: SPIN's, which is Diffusion-DPO's too (its reference is the opponent of round 1), or KTO's."""
+    """The step of the loss that was chosen: of pairs (Diffusion-DPO's too: its reference is the opponent of round 1), or KTO's."""
     policy, reference = (MixedPrecision(model, run.engine) for model in (player.policy, player.reference))
     beta, options, low_memory = of_round(run.settings.beta, number), run.settings.options, run.settings.low_memory
     if options.loss == "kto":

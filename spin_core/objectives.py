@@ -1,4 +1,4 @@
-"""The losses as pure functions: SPIN by the step and by the trajectory, Diffusion-DPO and -KTO, supervised fine-tuning.
+"""The losses as pure functions: SPIN by the step and by the trajectory, SePPO, Diffusion-DPO and -KTO, supervised fine-tuning.
 
 beta follows Salesforce's DiffusionDPO: errors are means over C, H, W and kappa = 1/2. (diffusers' script has
 no kappa, so its beta is half of this one; SimpleTuner sums over pixels, so its beta is smaller by C·H·W.)
@@ -51,11 +51,20 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def pair_logits(errors: Errors, beta: float | Tensor) -> Tensor:
-    """z = -kappa·beta·{[e(theta; real) - e(theta_k; real)] - [e(theta; gen) - e(theta_k; gen)]}. Returns [B]."""
+def pair_logits(errors: Errors, beta: float | Tensor, sign: float | Tensor = 1.0) -> Tensor:
+    """z = -kappa·beta·{[e(theta; real) - e(theta_k; real)] - sign·[e(theta; gen) - e(theta_k; gen)]}. Returns [B]."""
     real = errors.policy_real - errors.reference_real
     generated = errors.policy_generated - errors.reference_generated
-    return -KAPPA * beta * (real - generated)
+    return -KAPPA * beta * (real - sign * generated)
+
+
+def anchored_sign(errors: Errors) -> Tensor:
+    """SePPO's flip, [B]: -1 where the opponent predicts the real picture better than the player does, else 1.
+
+    The real picture is the anchor (Zhang et al., arXiv 2410.05255): where the player has fallen behind on it, what the
+    opponent drew is taken as worth learning too.
+    """
+    return torch.where(errors.policy_real.detach() > errors.reference_real, -1.0, 1.0)
 
 
 def pair_loss(
@@ -70,6 +79,7 @@ def pair_loss(
     margin_clamp: float | None = None,
     safeguard: float | None = None,
     sft_weight: float = 0.0,
+    adaptive: bool = False,
 ) -> PairLoss:
     """SPIN's step loss (SPIN-Diffusion eq. 4.9): mean over the batch of softplus(-z), for predictions [B, …] of any type.
 
@@ -77,7 +87,8 @@ def pair_loss(
     is Diffusion-DPO, to the bit. Swap nothing else: at theta = theta_k the loss is ln 2 whatever the data.
 
     beta: a number, or one per sample [B]. margin_clamp: |z| beyond it no longer pulls. safeguard: SDPO's
-    mu, see safeguard_scale. sft_weight: adds sft_weight·e(theta; real), which holds the player to the data.
+    mu, see safeguard_scale. sft_weight: adds sft_weight·e(theta; real), which holds the player to the data. adaptive:
+    SePPO's loss, whose generated side has anchored_sign.
     """
     errors = Errors(
         squared_error(policy_real, target_real),
@@ -85,11 +96,12 @@ def pair_loss(
         squared_error(reference_real, target_real),
         squared_error(reference_generated, target_generated),
     )
-    pulling = errors
+    pulling, sign = errors, anchored_sign(errors) if adaptive else torch.ones_like(errors.policy_real)
     if safeguard is not None:
         scale = safeguard_scale(policy_real - target_real, policy_generated - target_generated, safeguard)
+        scale = torch.where(sign > 0, scale, 1)  # of pictures that are to be learnt nothing is held back
         pulling = errors._replace(policy_generated=scale_gradient(errors.policy_generated, scale))
-    logits = pair_logits(pulling, beta)
+    logits = pair_logits(pulling, beta, sign)
     if margin_clamp is not None:
         logits = logits.clamp(-margin_clamp, margin_clamp)
     per_sample = F.softplus(-logits) + sft_weight * errors.policy_real

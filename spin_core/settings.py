@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, Settings
 
 from ..train_core import LoraLayers
 from .game import RoundSettings
-from .steps import PairOptions
+from .steps import Loss, PairOptions
 
 
 class FileSettings(BaseSettings):
@@ -104,6 +104,10 @@ class TrainSettings(ModelSettings):
         "spin",
         description="Self-play; supervised fine-tuning; on pairs Diffusion-DPO, or DPO from an SFT start; on pairs or thumbs Diffusion-KTO.",
     )
+    loss: Loss = Field(
+        "pair",
+        description="With --method spin: SPIN's by the step (pair) or along whole trajectories, SePPO's, or KTO's.",
+    )
     rounds: int = Field(1, ge=1, description="Rounds of self-play.")
     lora: Path | None = Field(None, description="A LoRA to start from: it is merged into the model first.")
     rank: int = Field(16, ge=1, description="Rank of the LoRA.")
@@ -147,9 +151,15 @@ class TrainSettings(ModelSettings):
     sft_weight: float = Field(0.0, ge=0, le=1000, description="Adds so much of the plain loss on the real picture.")
     tracker: str | None = Field(None, description="A tracker of Accelerate (tensorboard, wandb, …) beside log.jsonl.")
 
+    @model_validator(mode="after")
+    def one_loss(self):
+        if self.method != "spin" and self.loss != "pair":
+            raise ValueError(f"--loss goes with --method spin alone: leave it out, {self.method} has its own")
+        return self
+
     def rounds_settings(self) -> RoundSettings:
         """These settings as the game takes them."""
-        loss = "kto" if self.method == "kto" else "pair"
+        loss = "kto" if self.method == "kto" else self.loss
         return RoundSettings(
             steps=tuple(self.steps),
             beta=tuple(self.beta),

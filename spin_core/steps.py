@@ -11,18 +11,23 @@ from ..train_core import Context, Denoiser, cat_contexts
 from .batches import PairBatch
 from .objectives import PairLoss, kto_loss, pair_loss, sft_loss
 
+Loss = Literal["pair", "seppo", "trajectory", "kto"]
+
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Which loss, and what may be changed in it: see objectives. loss: of pairs by the step, of their trajectories, or KTO's."""
+    """Which loss, and what may be changed in it: see objectives.
+
+    loss: of pairs by the step (SPIN's and DPO's, or SePPO's), of their trajectories, or KTO's.
+    """
 
     margin_clamp: float | None = None
     safeguard: float | None = None
     sft_weight: float = 0.0
-    loss: Literal["pair", "trajectory", "kto"] = "pair"
+    loss: Loss = "pair"
 
     def __post_init__(self):
-        if self.loss != "pair" and (self.margin_clamp, self.safeguard) != (None, None):
+        if self.loss in ("trajectory", "kto") and (self.margin_clamp, self.safeguard) != (None, None):
             raise ValueError(
                 "Set margin_clamp to 0 and safeguard to -1 in SPIN Options.\nThey are defined for pairs, step by step."
             )
@@ -32,7 +37,7 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class PairStep:
-    """SPIN's step (real against the opponent's picture) and Diffusion-DPO's (preferred against rejected).
+    """SPIN's and SePPO's step (real against the opponent's picture) and Diffusion-DPO's (preferred against rejected).
 
     low_memory: the same gradient with the activations of one
     side at a time; costs one forward of the generated side more.
@@ -84,6 +89,7 @@ class PairStep:
             margin_clamp=options.margin_clamp,
             safeguard=options.safeguard,
             sft_weight=options.sft_weight,
+            adaptive=options.loss == "seppo",
         )
 
 

@@ -8,7 +8,7 @@ from ..host.sockets import OpponentSocket, SPINOptionsSocket
 from .captions import OpponentSampling
 from .settings import PlayOptions
 
-LOSSES = {"SPIN": "pair", "SPIN, whole trajectory": "trajectory", "KTO": "kto"}
+LOSSES = {"SPIN": "pair", "SPIN, whole trajectory": "trajectory", "SePPO": "seppo", "KTO": "kto"}
 
 
 class SPINOpponent(io.ComfyNode):
@@ -52,13 +52,14 @@ class SPINOptions(io.ComfyNode):
             display_name="SPIN Options",
             category="ViCo + SPIN/SPIN",
             description="What may be changed in the game's loss. Without it, Train SPIN plays as the paper does.",
-            search_aliases=["self-play", "sdpo", "loss", "kto", "trajectory"],
+            search_aliases=["self-play", "sdpo", "loss", "kto", "seppo", "trajectory"],
             inputs=[
                 io.Combo.Input("loss", options=list(LOSSES), optional=True,
                     tooltip="SPIN: each real picture against its generated one, at one timestep (arXiv 2402.10210, eq. 4.9). SPIN, "
                     "whole trajectory: its exact objective (eq. 4.8), along all steps of SPIN Opponent, which are drawn with "
-                    "DDIM's noise and without guidance. As many times slower as there are steps; not for flow models. KTO: real pictures are "
-                    "liked and generated ones not, each by itself (Diffusion-KTO, arXiv 2404.04465); its loss starts at "
+                    "DDIM's noise and without guidance. As many times slower as there are steps; not for flow models. SePPO "
+                    "(arXiv 2410.05255): where the player has fallen behind its opponent on the real picture, it learns the "
+                    "generated one too. KTO: real pictures are liked and generated ones not, each by itself (Diffusion-KTO, arXiv 2404.04465); its loss starts at "
                     "0.5, and its beta has no factor 1/2."),
                 io.Boolean.Input("share_noise", default=True, optional=True,
                     tooltip="Real and generated picture get the same noise."),

@@ -101,6 +101,17 @@ def test_supervised_baseline(train, tmp_path):
     assert len(log_of(tmp_path / "run")) == 2
 
 
+@pytest.mark.parametrize(
+    "loss, start, pictures", [("trajectory", 0.693147, 0), ("seppo", 0.693147, 3), ("kto", 0.5, 3)]
+)
+def test_the_games_other_losses(train, tmp_path, loss, start, pictures):
+    """Each from where it starts; the trajectories are drawn in the steps, and no pictures before them."""
+    assert train("--loss", loss) == 0
+    first, second = (line["loss"] for line in log_of(tmp_path / "run"))
+    assert first == pytest.approx(start, abs=1e-6) and second != pytest.approx(first, abs=1e-6)
+    assert len(list((tmp_path / "run").rglob("pictures/*/*.safetensors"))) == pictures
+
+
 def test_dpo_on_pairs_as_pick_a_pic_has_them(train, tmp_path, data, capsys):
     pictures = [(data / f"{name}.png").read_bytes() for name in "abc"]
     columns = {"jpg_0": pictures, "caption": ["red", "green", "blue"]}
@@ -383,6 +394,7 @@ OF_A_PIPELINE = ("--model", "m", "--data", "d", "--output", "o")
         ((*OF_A_PIPELINE, "--comfyui", "."), "--comfyui goes with --checkpoint alone"),
         ((*OF_A_PIPELINE, "--text-encoder", "t"), "--text-encoder goes with --checkpoint alone"),
         ((*OF_A_PIPELINE, "--method", "kto", "--margin-clamp", "5"), "Set margin_clamp to 0 and safeguard to -1"),
+        ((*OF_A_PIPELINE, "--method", "dpo", "--loss", "seppo"), "--loss goes with --method spin alone"),
         ((*OF_A_FILE, "--comfyui=nowhere"), '"nowhere" is no folder of ComfyUI'),
     ],
 )

@@ -312,8 +312,8 @@ def a_step(low_memory, share_noise=True, options=None):
 
 @pytest.mark.parametrize(
     "options",
-    [PairOptions(), PairOptions(2.0, 0.2, 0.3), PairOptions(loss="kto")],
-    ids=["plain", "all options", "kto"],
+    [PairOptions(), PairOptions(2.0, 0.2, 0.3), PairOptions(loss="seppo"), PairOptions(loss="kto")],
+    ids=["plain", "all options", "seppo", "kto"],
 )
 def test_low_memory_split_equals_the_plain_step(options):
     plain, split = a_step(False, options=options), a_step(True, options=options)

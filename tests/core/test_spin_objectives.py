@@ -72,6 +72,29 @@ def test_kto_starts_at_one_half():
     assert kto_loss(policy, policy, target, torch.tensor([True, False, True]), 5000.0).loss.item() == 0.5
 
 
+@pytest.mark.parametrize(
+    "policy_real, logit, gradient_of_generated",
+    [(0.2, 2.0, -1.0), (0.3, 1.5, -1.0), (0.4, -2.2, 1.0)],
+    ids=["ahead", "level", "behind"],
+)
+def test_seppo_by_hand(policy_real, logit, gradient_of_generated):
+    """SePPO (arXiv 2410.05255) with e(θ;gen) = 0.16, e(θk;gen) = 0.01, e(θk;real) = 0.09, beta 20, κ = 1/2.
+
+    While e(θ;real) is at most 0.09, SPIN's logit: −10·{(0.04 − 0.09) − 0.15} = 2, −10·{0 − 0.15} = 1.5, and the generated
+    picture is driven off. At e(θ;real) = 0.16 the player is behind on the anchor: −10·{(0.16 − 0.09) + 0.15} = −2.2, and the
+    generated picture is learnt too. The safeguard then holds nothing back.
+    """
+    parts = [torch.full((1, 1, 2, 2), value) for value in (policy_real, 0.4, 0.3, 0.1, 0.0, 0.0)]
+    parts[1].requires_grad_()
+    found = pair_loss(*parts, 20.0, adaptive=True)
+    assert found.logits.item() == pytest.approx(logit, rel=1e-5)
+    (gradient,) = torch.autograd.grad(found.loss, parts[1])
+    assert gradient.sign().unique().tolist() == [gradient_of_generated]
+    if gradient_of_generated > 0:
+        (guarded,) = torch.autograd.grad(pair_loss(*parts, 20.0, adaptive=True, safeguard=0.5).loss, parts[1])
+        assert torch.equal(guarded, gradient)
+
+
 def test_half_precision_predictions_are_judged_in_float32():
     parts = predictions(dtype=torch.bfloat16)
     found, expected = pair_loss(*parts, 5000.0), pair_loss(*[part.float() for part in parts], 5000.0)

@@ -142,7 +142,7 @@ def test_a_chained_trainer_continues_the_game(play):
     assert all(len(patches) == 2 for patches in second[0].patches.values())
 
 
-@pytest.mark.parametrize("loss, start", [("SPIN, whole trajectory", math.log(2)), ("KTO", 0.5)])
+@pytest.mark.parametrize("loss, start", [("SPIN, whole trajectory", math.log(2)), ("SePPO", math.log(2)), ("KTO", 0.5)])
 def test_other_losses_of_the_game(play, loss, start):
     """Both sides equal the opponent at the start: ln 2 for SPIN's objectives, 1/2 for KTO."""
     _, lora, losses, metrics = play(tiny(), play={"loss": loss}, run_name="loss")
