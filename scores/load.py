@@ -88,6 +88,6 @@ def find(kind: str, folders: Sequence[Path]) -> Path:
                 return Path(folder) / name
     found = sorted(entry.name for folder in folders if Path(folder).is_dir() for entry in Path(folder).iterdir())
     raise ValueError(
-        f"Put {KINDS[kind].files[0]} into {' or '.join(str(folder) for folder in folders)}.\n"
+        f"Put {KINDS[kind].files[0]} into {folders[0]}.\n"
         f"{KINDS[kind].title} is not here: it is {KINDS[kind].put}. Found there: {', '.join(found) or 'nothing'}."
     )

@@ -27,6 +27,7 @@ CPU_PINS = ["torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0"]
 TOOLS = [
     "setuptools>=64",
     "pytest",
+    "pytest-xdist",
     "ruff",
     "playwright",
     "scikit-image",

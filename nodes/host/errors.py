@@ -37,9 +37,24 @@ def telling(method: Callable) -> Callable:
 
 
 def on_a_node(error: Exception) -> str:
-    """What an error says, in two lines and without the folders above ComfyUI's own."""
-    text = (str(error) or type(error).__name__).replace(folder_paths.base_path + os.sep, "")
+    """What an error says, in two lines and without the folders above ComfyUI's own and those that it was told of."""
+    text = str(error) or type(error).__name__
+    for above in folders_above():
+        text = text.replace(above, "")
     return "\n".join(text.splitlines()[:LINES])
+
+
+def folders_above() -> list[str]:
+    """What stands before the parts of a path that say something to a user: ComfyUI's folder first, of the others the longest."""
+    told_of = [folder for folders, _ in folder_paths.folder_names_and_paths.values() for folder in folders]
+    told_of += [
+        folder_paths.get_output_directory(),
+        folder_paths.get_input_directory(),
+        folder_paths.get_temp_directory(),
+    ]
+    parents = {os.path.dirname(os.path.normpath(folder)) for folder in told_of}
+    above = [folder + os.sep for folder in sorted(parents, key=len, reverse=True) if folder.strip(os.sep)]
+    return [folder_paths.base_path + os.sep, *above]
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -4,11 +4,15 @@
 results. `make_sd1(…)` builds a small SD1.x-shaped MODEL, `make_clip(…)` a small CLIP, `make_vae()` a small VAE, weights by seed.
 """
 
+import os
+
 import pytest
 
-from vico_spin.scripts.host import Host, enter
+from vico_spin.scripts.host import BASE, Host, enter
 
-enter()
+# Where several processes share the tests, each has a host of its own.
+BASE_HERE = BASE / os.environ.get("PYTEST_XDIST_WORKER", "")
+enter(BASE_HERE)
 
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
@@ -20,7 +24,7 @@ torch.backends.cudnn.allow_tf32 = False  # with COMFYUI_DEVICE=cuda: the origina
 
 @pytest.fixture(scope="session")
 def host():
-    return Host()
+    return Host(BASE_HERE)
 
 
 @pytest.fixture(scope="module")

@@ -101,16 +101,23 @@ def test_a_link_counts_as_connected(host):
     host.run({**prompt, "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 1]}}})
 
 
-def test_no_folder_above_comfyui_is_named(host):
+def test_no_folder_above_comfyui_is_named(host, tmp_path, monkeypatch):
+    """Nor one above the folders that extra_model_paths.yaml and --output-directory name."""
     import folder_paths
 
     from vico_spin.nodes.host.errors import on_a_node
 
-    path = f"{folder_paths.models_dir}/vico/toy.safetensors"
-    assert (
-        on_a_node(OSError(f'"{path}" is not there\nsecond\nthird'))
-        == '"models/vico/toy.safetensors" is not there\nsecond'
-    )
+    folders, endings = folder_paths.folder_names_and_paths["scorers"]
+    elsewhere = [str(tmp_path / "home" / "scorers"), "/scorers"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "scorers", ([*elsewhere, *folders], endings))
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "pictures"))
+    for path, told in {
+        f"{folder_paths.models_dir}/vico/toy.safetensors": "models/vico/toy.safetensors",
+        f"{tmp_path}/home/scorers/x.pt": "scorers/x.pt",
+        f"{tmp_path}/pictures/spin/runs": "pictures/spin/runs",
+        "/nowhere/x.pt": "/nowhere/x.pt",
+    }.items():
+        assert on_a_node(OSError(f'"{path}" is not there\nsecond\nthird')) == f'"{told}" is not there\nsecond'
 
 
 def raised_texts(path: Path) -> Iterator[tuple[int, str]]:

@@ -22,10 +22,9 @@ def scorers(host, tmp_path_factory):
     tiny.write_clip_folder(root / "PickScore_v1")
     tiny.write_clip_folder(root / "clip-vit-base-patch32", activation="quick_gelu")
     tiny.write_dino_folder(root / "dino-vits16")
-    paths = folder_paths.folder_names_and_paths["scorers"][0]
-    paths.insert(0, str(root))
+    folder_paths.folder_names_and_paths["scorers"][0].insert(0, str(root))
     yield root
-    paths.remove(str(root))
+    folder_paths.folder_names_and_paths["scorers"][0].remove(str(root))  # from the list that stands there now
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +144,7 @@ def test_a_data_set_is_scored_by_its_own_captions(call, scorers, tmp_path):
 
 
 def test_a_missing_scorer_says_what_to_put_where(call, scorers):
-    with pytest.raises(ValueError, match=r"Put HPS_v2.1_compressed.pt into .*scorers.\nHPS v2.1 is not here"):
+    with pytest.raises(ValueError, match=r"Put HPS_v2.1_compressed.pt into .*scorers\d*.\nHPS v2.1 is not here"):
         call("ScoreLoadScorer", scorer="HPS v2.1", file="automatic")
 
 
