@@ -34,9 +34,11 @@ class AuthorsStreams:
         options = {"optimized_attention_override": lambda plain, *a, **k: self.attention(*a, **k)}
         with self.at_places(self.reference_block):
             places = {host_name(place): self.text_attention(place) for place in self.ours.places}
-            self.ours.forward(batch.reference, timestep, context, {**options, "patches_replace": {"attn2": places}})
+            self.ours.denoiser.forward(
+                batch.reference, timestep, context, {**options, "patches_replace": {"attn2": places}}
+            )
         with self.at_places(self.noisy_block):
-            prediction = self.ours.forward(x_t, timestep, context, options)
+            prediction = self.ours.denoiser.forward(x_t, timestep, context, options)
         return self.predicted(prediction, [self.maps[place.name] for place in self.ours.places])
 
     @contextmanager

@@ -30,12 +30,13 @@ JUDGED = {"steps": 10, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal
 
 @dataclass(frozen=True)
 class Sizes:
-    real: int = 16
-    batch: int = 4
+    real: int = 64
+    batch: int = 8
     rounds: int = 3
-    steps: str = "20"
-    rates: str = "4e-4, 2e-4, 1e-4"
-    sampling_steps: int = 8
+    steps: str = "50, 30, 30"
+    rates: str = "1e-3, 5e-4, 2.5e-4"
+    beta: str = "500"
+    sampling_steps: int = 15
     prompts: int = 40
 
 
@@ -64,7 +65,7 @@ class World:
         drawing = {"sampler_name": "euler", "scheduler": "normal", "steps": sizes.sampling_steps, "cfg": 3.0}
         opponent = self.call("SPINOpponent", **drawing, batch=DRAWN_AT_ONCE)[0]
         options = self.call("ViCoSPINTrainingOptions", warmup_steps=5, preview_every=0)[0]
-        rounds = {"rounds": sizes.rounds, "steps": sizes.steps, "learning_rate": sizes.rates, "beta": "2000"}
+        rounds = {"rounds": sizes.rounds, "steps": sizes.steps, "learning_rate": sizes.rates, "beta": sizes.beta}
         parts = {"model": self.model, "clip": self.clip, "vae": self.vae, "dataset": data, "opponent": opponent}
         asked = {"train": {"train": "LoRA", "rank": 16}, "play": rounds, "training_options": options}
         how = {"batch_size": sizes.batch, "resolution": 128, "seed": seed, "run_name": "storage"}

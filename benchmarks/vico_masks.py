@@ -89,9 +89,9 @@ class Masks:
             return forward
 
         pairs = zip(self.places, blocks, strict=True)
-        timestep = streams.denoiser.sampling.timestep(streams.denoiser.sampling.sigmas[t]).float()
+        timestep = streams.denoiser.timestep(t)
         with replaced_forwards(blocks, [reading(name, block.forward) for name, block in pairs]):
-            streams.forward(x, timestep, caption.conditions, {LATENT: x.shape})
+            streams.denoiser.forward(x, timestep, caption.conditions, {LATENT: x.shape})
 
 
 def other_rules(override, columns: list[int], maps: dict):
