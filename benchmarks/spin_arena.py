@@ -146,19 +146,19 @@ class Arena:
 
         Opponents' pictures are kept beside the folder, so that rates and kinds of labels share the base's.
         """
-        shutil.rmtree(folder, ignore_errors=True)
         corpus, states, start = self.corpus(pairs), States(), self.base
         if method.sft_rate:
             first = replace(method, kind="sft", rate=method.sft_rate, rounds=1, sft_rate=0.0)
-            states = self._trained(first, corpus, seed, start, folder.with_name(f"{folder.name}-sft"))
+            states = self._trained(first, corpus, seed, start, folder)
             start, method = states.weights[-1], replace(method, rounds=method.rounds - 1)
         if method.rounds:
             rest = self._trained(method, corpus, seed, start, folder)
             states = States(states.weights + rest.weights, states.reports + rest.reports)
-        shutil.rmtree(folder, ignore_errors=True)
         return states
 
     def _trained(self, method: Method, corpus: Corpus, seed: int, start: Weights, folder: Path) -> States:
+        """From the first step: what a run that was cut left in the folder would give its result, and not its states."""
+        shutil.rmtree(folder, ignore_errors=True)
         model = copy.deepcopy(self.network)
         model.load_state_dict(start)
         states = States()
@@ -172,13 +172,15 @@ class Arena:
 
         run = Run(corpus, self._settings(method, seed), self.engine, folder, keep, pictures=folder.parent / "pictures")
         if method.lora_rank:
-            return States([self._adapted(model, method, run)], states.reports)
-        frozen = copy.deepcopy(model)
-        player = FullPlayer(UNet(model), UNet(frozen), model, frozen)
-        if method.kind == "spin":
-            play(player, self.opponent(frozen.state_dict, method.cfg), run, method.rounds)
+            states = States([self._adapted(model, method, run)], states.reports)
         else:
-            train_baseline(player, run, method.kind)
+            frozen = copy.deepcopy(model)
+            player = FullPlayer(UNet(model), UNet(frozen), model, frozen)
+            if method.kind == "spin":
+                play(player, self.opponent(frozen.state_dict, method.cfg), run, method.rounds)
+            else:
+                train_baseline(player, run, method.kind)
+        shutil.rmtree(folder)
         return states
 
     def _settings(self, method: Method, seed: int) -> RoundSettings:

@@ -39,6 +39,17 @@ def test_from_sft_starts_where_sft_ends_and_moves_on(arena, learnt_from, tmp_pat
     assert moved(arena.base, first) > 0 and moved(first, second) > 0
 
 
+def test_a_run_that_was_cut_after_sft_begins_again(arena, learnt_from, tmp_path, monkeypatch):
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    spin = Method("spin", 1e-4, steps=STEPS, rounds=2, sft_rate=1e-3)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(arena, "opponent", cut)
+        arena.train(spin, learnt_from, 0, tmp_path / "cut")
+    assert len(arena.train(spin, learnt_from, 0, tmp_path / "cut").weights) == 2
+
+
 @pytest.mark.parametrize("kind", ["dpo", "kto"])
 def test_a_baseline_is_judged_as_often_as_spin_has_rounds(arena, learnt_from, tmp_path, kind):
     method = Method(kind, 1e-4, steps=STEPS, rounds=2)
