@@ -1,6 +1,6 @@
 """Does self-play learn the same beside weights stored in fewer bits? python -m vico_spin.benchmarks.spin_storage [--quick] [--json]
 
-Three rounds by Train SPIN's LoRA in the Sprite World, on pictures that people chose (see spin_evidence), with the U-Net's weights
+Three rounds by Train SPIN's LoRA in the Sprite World, on finely drawn pictures as in spin_self_play, with the U-Net's weights
 stored in float32, bfloat16 and float8, two training seeds each. Prints the taste of what the last round's MODEL draws for 40
 prompts, by storage, and whether each lies within the two seeds' spread of float32's, seed by seed. What is trained and measured
 is kept in --output: a run goes on where it was cut, and several processes share the work of one folder.
@@ -18,22 +18,21 @@ from ..intake import write_atomically
 from ..scripts.get_host import ROOT
 from ..scripts.host import Host
 from ..sprite_world.measure import to_art
-from ..sprite_world.pictures import evaluation_prompts, show
+from ..sprite_world.pictures import evaluation_prompts
 from .spin_evidence import held
-from .spin_people import pairs, see
+from .spin_people import see
 
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}
 SEEDS, DRAWN_AT_ONCE = (0, 1), 20
-NOISE = 0.2  # the share of wrong labels among the choices
 JUDGED = {"steps": 10, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    real: int = 64
+    real: int = 32
     batch: int = 8
     rounds: int = 3
-    steps: str = "50, 30, 30"
+    steps: str = "60, 30, 30"
     rates: str = "1e-3, 5e-4, 2.5e-4"
     beta: str = "500"
     sampling_steps: int = 15
@@ -58,9 +57,9 @@ class World:
 
     def train(self, sizes: Sizes, seed: int):
         """The MODEL after the last round."""
-        chosen = pairs("independent", seed, sizes.real, NOISE)
-        pixels = torch.from_numpy(show(chosen.winners)).float() / 255
-        told = {"images": pixels, "captions": "\n".join(chosen.captions)}
+        fine = {"creature": "any", "colour": "any", "scene": "any", "size": "any", "taste_from": 0.8, "taste_to": 1.0}
+        pictures, _, captions = self.call("SpriteWorldPictures", number=sizes.real, identity=-1, seed=1 + seed, **fine)[:3]
+        told = {"images": pictures, "captions": captions}
         data = self.call("SPINDataset", source="pictures from the graph", **told)[0]
         drawing = {"sampler_name": "euler", "scheduler": "normal", "steps": sizes.sampling_steps, "cfg": 3.0}
         opponent = self.call("SPINOpponent", **drawing, batch=DRAWN_AT_ONCE)[0]

@@ -46,7 +46,7 @@ def on_a_node(error: Exception) -> str:
 
 def folders_above() -> list[str]:
     """What stands before the parts of a path that say something to a user: ComfyUI's folder first, of the others the longest."""
-    told_of = [folder for folders, _ in folder_paths.folder_names_and_paths.values() for folder in folders]
+    told_of = [folder for folders, *_ in folder_paths.folder_names_and_paths.values() for folder in folders]
     told_of += [
         folder_paths.get_output_directory(),
         folder_paths.get_input_directory(),
