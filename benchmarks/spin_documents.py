@@ -217,6 +217,8 @@ def draw_front(study: Study, path: Path, kind: str = "independent") -> None:
     start = judged(base[0], study.search_prompts, study.preferred)
     for name in METHODS:
         rates = list(study.search(kind, name, make=False))
+        if not rates:
+            continue
         arts = [study.kept(searched(kind, name, rate, study.sizes).file)[-1] for rate in rates]
         shown = [judged(art, study.search_prompts, study.preferred) for art in arts]
         y = [win(one["preference model"][:, None], start["preference model"][:, None])["win"] for one in shown]

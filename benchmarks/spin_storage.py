@@ -58,7 +58,9 @@ class World:
     def train(self, sizes: Sizes, seed: int):
         """The MODEL after the last round."""
         fine = {"creature": "any", "colour": "any", "scene": "any", "size": "any", "taste_from": 0.8, "taste_to": 1.0}
-        pictures, _, captions = self.call("SpriteWorldPictures", number=sizes.real, identity=-1, seed=1 + seed, **fine)[:3]
+        pictures, _, captions = self.call("SpriteWorldPictures", number=sizes.real, identity=-1, seed=1 + seed, **fine)[
+            :3
+        ]
         told = {"images": pictures, "captions": captions}
         data = self.call("SPINDataset", source="pictures from the graph", **told)[0]
         drawing = {"sampler_name": "euler", "scheduler": "normal", "steps": sizes.sampling_steps, "cfg": 3.0}
@@ -112,13 +114,21 @@ def tastes(world: World, sizes: Sizes, seed: int) -> dict[str, float]:
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     plain = found["float32"]["end"]
     spread = abs(plain[0] - plain[1])
-    head = ("stored as", "taste of its base", "after the rounds, by seed", "from float32's", "within its seeds' spread")
+    head = (
+        "stored as",
+        "taste of its base",
+        "after the rounds, by seed",
+        "gained",
+        "from float32's",
+        "in its seeds' spread",
+    )
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name, tastes in found.items():
         away = max(abs(ours - theirs) for ours, theirs in zip(tastes["end"], plain, strict=True))
         ends = ", ".join(f"{taste:.3f}" for taste in tastes["end"])
+        gains = ", ".join(f"{end - base:+.3f}" for base, end in zip(tastes["base"], tastes["end"], strict=True))
         held = "" if name == "float32" else "yes" if away <= spread else "no"
-        lines.append(f"| {name} | {np.mean(tastes['base']):.3f} | {ends} | {away:.3f} | {held} |")
+        lines.append(f"| {name} | {np.mean(tastes['base']):.3f} | {ends} | {gains} | {away:.3f} | {held} |")
     return "\n".join([*lines, f"\nThe two seeds' spread of float32: {spread:.3f}."])
 
 
