@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .get_host import host_folder
 
-SECONDS_TO_START = 120
+SECONDS_TO_START = 600  # a start takes 8 s; a machine with other work is given time
 TEXT_EVENT = (3).to_bytes(4, "big")  # a node's words, in the server's binary messages
 
 
