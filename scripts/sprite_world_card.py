@@ -66,7 +66,8 @@ class Architecture:
     learnt: str
     method: str
     cores: str
-    examples: str = ""  # a row of the table
+    examples: str = ""  # rows of the table
+    controlnet: Path | None = None  # the figures of its ControlNet
 
     @property
     def weights(self) -> Path:
@@ -87,7 +88,10 @@ CARDS = {
             "min-SNR weights",
             "two cores",
             "| the examples of the Load nodes | `python -m vico_spin.scripts.make_examples`: concepts of two creatures that "
-            "the world's model never saw, and a LoRA of one round of self-play, in float16 |\n",
+            "the world's model never saw, and a LoRA of one round of self-play, in float16 |\n"
+            "| the ControlNet | `python -m vico_spin.scripts.train_controlnet`: a Control-LoRA on edges as the host's Canny node "
+            "draws them, in float16 |\n",
+            DOCS / "controlnet.json",
         ),
         Architecture(
             "DiT",
@@ -168,14 +172,20 @@ class World:
 
     @torch.inference_mode()
     def draw(
-        self, prompts: list[str], seed: int, steps: int = STEPS, cfg: float = CFG, sampler: str = "euler"
+        self,
+        prompts: list[str],
+        seed: int,
+        steps: int = STEPS,
+        cfg: float = CFG,
+        sampler: str = "euler",
+        more: dict | None = None,
     ) -> Tensor:
-        """One picture a prompt: [B, 128, 128, 3] in 0..1."""
+        """One picture a prompt: [B, 128, 128, 3] in 0..1. more: what both conditionings carry besides, a ControlNet."""
         import comfy.sample
 
         latent = torch.zeros(len(prompts), 4, 16, 16)
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
-        positive, negative = [[self.encode(prompts), {}]], [[self.encode([""]), {}]]
+        positive, negative = ([[self.encode(texts), {**(more or {})}]] for texts in (prompts, [""]))
         samples = comfy.sample.sample(
             self.model, noise, steps, cfg, sampler, "normal", positive, negative, latent, seed=seed, disable_pbar=True
         )
@@ -309,12 +319,26 @@ Measured on the shipped weights by `python -m vico_spin.scripts.sprite_world_car
 The measures' own accuracy on held-out renders, by `python -m vico_spin.sprite_world.measure`:
 
 {measures}
+{controlnet}"""
+CONTROLNET_PART = """
+## The ControlNet
+
+Captions of held-out pictures, drawn with and without their picture's edges, from the same noise: `python -m vico_spin.scripts.train_controlnet --measure`.
+
+{table}
 """
 
 
 def as_table(figures: dict) -> str:
     rows = [f"| {name} | {value:.3f} |" for name, value in figures.items()]
     return "\n".join(["| figure | value |", "|---|---|", *rows])
+
+
+def controlnet_part(of: Architecture) -> str:
+    """The card's part on the ControlNet; nothing for a world without one."""
+    if of.controlnet is None:
+        return ""
+    return CONTROLNET_PART.format(table=as_table(json.loads(of.controlnet.read_text(encoding="utf-8"))))
 
 
 def write_card(of: Architecture, number: int) -> None:
@@ -353,6 +377,7 @@ def write_card(of: Architecture, number: int) -> None:
         number=number,
         table=as_table(figures),
         measures=as_table(report()),
+        controlnet=controlnet_part(of),
     )
     (ROOT / "sprite_world" / of.card).write_text(text, encoding="utf-8")
     (of.docs / "figures.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -12,6 +12,7 @@ EXAMPLE_CONCEPT = WEIGHTS / "example_concept.safetensors"
 EXAMPLE_ROBOT = WEIGHTS / "example_robot.safetensors"
 EXAMPLE_CONCEPT_DIT = WEIGHTS / "example_concept_dit.safetensors"
 EXAMPLE_LORA = WEIGHTS / "example_spin_lora.safetensors"
+CONTROLNET = WEIGHTS / "controlnet" / "sprite_world_canny.safetensors"  # the host lists all that lies in its folder
 
 # The models that the world comes with, and the file that each one's network lies in; the first file has text encoder and VAE.
 ARCHITECTURES = {"U-Net": WEIGHTS / "base.safetensors", "DiT": WEIGHTS / "dit.safetensors"}

@@ -2,7 +2,10 @@
 
 from comfy_api.latest import io
 
-from ...sprite_world import ARCHITECTURES
+from ...sprite_world import ARCHITECTURES, CONTROLNET
+from ..host.folders import register_folder
+
+register_folder("controlnet", {".safetensors"}, str(CONTROLNET.parent.parent))  # for the host's Load ControlNet Model
 
 
 class SpriteWorldLoad(io.ComfyNode):

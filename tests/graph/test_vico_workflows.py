@@ -4,10 +4,13 @@ import copy
 import json
 
 import folder_paths
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vico_spin.scripts.get_host import ROOT
+from vico_spin.scripts.train_controlnet import agreement, edges
 from vico_spin.scripts.workflow import set_input, to_api
 
 OPTIONAL = ("trigger", "place_strengths", "cache_mb")
@@ -52,3 +55,28 @@ def test_training_its_grid_and_what_it_saves(host, output, world):
     assert len(list((output.parent / "models").glob(f"sprite_creature{world}_*.safetensors"))) == 1
     (grid,) = output.glob(f"vico_checkpoints{world}_*.png")
     assert Image.open(grid).height > 2 * 256
+
+
+def as_image(path):
+    """A saved picture as the host's IMAGE [1, H, W, 3]."""
+    return torch.from_numpy(np.asarray(Image.open(path).convert("RGB")))[None] / 255
+
+
+def test_the_layout_leads_the_drawing_and_the_reference_is_looked_at_without_it(host, output):
+    """The same picture from features found while the ControlNet is on as from those that a picture without it has left."""
+    sizes = [f"{latent}.batch_size=1" for latent in ("9:19", "10:22")]
+    prompt = small("vico_with_controlnet", "9:20.steps=8", "10:23.steps=8", *sizes)
+    part = {key: key.split(":")[0] for key in prompt}
+    alone = {key: node for key, node in prompt.items() if part[key] not in ("9", "11")}
+    without = {key: node for key, node in prompt.items() if part[key] not in ("10", "11", "12", "13")}
+    without["11"] = {"class_type": "PreviewImage", "inputs": {"images": ["9:21", 0]}}
+    host.run(alone)
+    host.executor.reset()
+    host.run(without)
+    host.run(prompt)
+    set_input(prompt, "ControlNetApplyAdvanced.strength=0")
+    host.run(prompt)
+    led, kept, free = map(as_image, sorted(output.glob("*.png")))
+    assert torch.equal(led, kept)
+    layout = edges(host.call("SpriteWorldPictures", **prompt["3"]["inputs"])[0])[..., 0]
+    assert agreement(edges(led)[..., 0], layout) > agreement(edges(free)[..., 0], layout) + 0.1
