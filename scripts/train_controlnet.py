@@ -1,6 +1,6 @@
 """Trains the Sprite World's ControlNet: a Control-LoRA, Stability's form, on edges as the host's Canny node draws them.
 
-    python -m vico_spin.scripts.train_controlnet                # ten minutes on one core
+    python -m vico_spin.scripts.train_controlnet                # five minutes on one core
     python -m vico_spin.scripts.train_controlnet --measure      # how far drawings follow their map, as a table
 
 The file has the hint block, the zero convolutions and low ranks beside the U-Net's encoder; the host takes the encoder's

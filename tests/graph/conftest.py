@@ -47,6 +47,7 @@ def output(host, tmp_path):
     """The host's output folder, for this test alone."""
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(tmp_path))
+    host.executor.reset()  # its Save Image would go on writing where an earlier test had it write
     yield tmp_path
     folder_paths.set_output_directory(before)
 

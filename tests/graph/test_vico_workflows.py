@@ -73,7 +73,7 @@ def test_the_layout_leads_the_drawing_and_the_reference_is_looked_at_without_it(
     host.run(alone)
     host.executor.reset()
     host.run(without)
-    host.run(prompt)
+    host.run(copy.deepcopy(prompt))  # the host writes into a prompt what its slider shows
     set_input(prompt, "ControlNetApplyAdvanced.strength=0")
     host.run(prompt)
     led, kept, free = map(as_image, sorted(output.glob("*.png")))
