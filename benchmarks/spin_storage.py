@@ -58,10 +58,8 @@ class World:
     def train(self, sizes: Sizes, seed: int):
         """The MODEL after the last round."""
         fine = {"creature": "any", "colour": "any", "scene": "any", "size": "any", "taste_from": 0.8, "taste_to": 1.0}
-        pictures, _, captions = self.call("SpriteWorldPictures", number=sizes.real, identity=-1, seed=1 + seed, **fine)[
-            :3
-        ]
-        told = {"images": pictures, "captions": captions}
+        drawn = self.call("SpriteWorldPictures", number=sizes.real, identity=-1, seed=1 + seed, **fine)
+        told = {"images": drawn[0], "captions": drawn[2]}
         data = self.call("SPINDataset", source="pictures from the graph", **told)[0]
         drawing = {"sampler_name": "euler", "scheduler": "normal", "steps": sizes.sampling_steps, "cfg": 3.0}
         opponent = self.call("SPINOpponent", **drawing, batch=DRAWN_AT_ONCE)[0]
