@@ -25,6 +25,15 @@ def chromium():
         browser.close()
 
 
+BOXES = """
+    const boxes = app.graph.nodes.map(n => {
+        const drawn = document.querySelector(`[data-node-id="${n.id}"]`)?.getBoundingClientRect();
+        const size = drawn?.height ? [drawn.width, drawn.height].map(l => l / app.canvas.ds.scale) : n.size;
+        return [n.title, n.pos[0], n.pos[1] - 30, n.pos[0] + size[0], n.pos[1] + size[1] - (drawn?.height ? 30 : 0)]
+    });
+"""  # of nodes with their titles, as this renderer lays them out: [title, left, top, right, bottom]
+
+
 class Page:
     """ComfyUI's own page, and what a person does on it."""
 
@@ -79,16 +88,31 @@ class Page:
 
     def overlaps(self) -> list[str]:
         """Pairs of nodes whose boxes overlap, as this renderer lays them out."""
-        js = """() => {
-            const boxes = app.graph.nodes.map(n => {
-                const drawn = document.querySelector(`[data-node-id="${n.id}"]`)?.getBoundingClientRect();
-                const size = drawn?.height ? [drawn.width, drawn.height].map(l => l / app.canvas.ds.scale) : n.size;
-                return [n.title, n.pos[0], n.pos[1] - 30, n.pos[0] + size[0], n.pos[1] + size[1] - (drawn?.height ? 30 : 0)]
-            });
+        js = """() => {BOXES
             const over = (a, b) => a[1] < b[3] - 1 && b[1] < a[3] - 1 && a[2] < b[4] - 1 && b[2] < a[4] - 1;
             return boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b => over(a, b)).map(b => `${a[0]} and ${b[0]}`))
         }"""
-        return self.page.evaluate(js)
+        return self.page.evaluate(js.replace("BOXES", BOXES))
+
+    def wires_behind_nodes(self) -> list[str]:
+        """Wires, as they are drawn, that cross a node's edge anywhere but at their own sockets."""
+        self.fit()
+        self.page.wait_for_function("[...app.graph.links.values()].every(link => link.path)")
+        self.page.wait_for_timeout(500)  # drawn again where the renderer has laid out
+        js = """() => {BOXES
+            const ctx = document.createElement("canvas").getContext("2d"), inner = 14, step = 3;
+            ctx.lineWidth = 5;
+            const range = (from, to) => Array.from({ length: Math.max(0, (to - from) / step) }, (_, i) => from + step * i);
+            const crosses = (path, [, l, t, r, b]) => {
+                const on = (x, y) => ctx.isPointInStroke(path, x, y);
+                return range(l + inner, r - inner).some(x => on(x, t + inner) || on(x, b - inner))
+                    || range(t + inner, b - inner).some(y => on(l + inner, y) || on(r - inner, y));
+            };
+            const wires = [...app.graph.links.values(), ...app.graph.reroutes.values()];
+            return wires.flatMap(wire => boxes.filter(box => crosses(wire.path, box)).map(
+                box => `${wire.type ?? "a reroute"} ${wire.id} behind ${box[0]}`))
+        }"""
+        return self.page.evaluate(js.replace("BOXES", BOXES))
 
     def screenshot(self, name: str) -> None:
         """The whole graph, as an artefact to look at."""

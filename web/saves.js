@@ -8,11 +8,20 @@ const WRITERS = ["ViCoTrain", "ViCoSaveConcept", "SPINTrain", "SPINTrainBaseline
 const BUTTON = "vico-spin written";
 let renew = false; // whether a writer has run since the lists were read
 
+/** The host hands pages out as downloads, lest they act in its name: a frame of no origin shows them and is safe. */
+async function open(file) {
+  if (!file.filename.endsWith(".html")) return window.open(view(file));
+  const frame = window.open().document.body.appendChild(document.createElement("iframe"));
+  frame.style.cssText = "position: fixed; inset: 0; width: 100%; height: 100%; border: 0";
+  frame.sandbox = "allow-scripts";
+  frame.srcdoc = await (await fetch(view(file))).text();
+}
+
 function link(node, file) {
   let button = node.widgets?.find((widget) => widget.name === BUTTON);
-  button ??= node.addWidget("button", BUTTON, null, () => window.open(button.address), { serialize: false });
+  button ??= node.addWidget("button", BUTTON, null, () => open(button.file), { serialize: false });
   button.label = `open ${file.filename}`;
-  button.address = view(file);
+  button.file = file;
   node.setDirtyCanvas(true);
 }
 

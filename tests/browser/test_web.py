@@ -19,13 +19,13 @@ VOTES = "app.graph.nodes.find(n => n.type === 'SPINVote').widgets.find(w => w.na
 
 
 @RENDERERS
-def test_every_workflow_opens_whole_and_nothing_overlaps(open_page, vue):
+def test_every_workflow_opens_whole_nothing_overlaps_and_no_wire_hides(open_page, vue):
     page = open_page(vue)
     for path in OURS:
         page.open(path)
         page.page.wait_for_timeout(500)  # the renderer lays out
         page.screenshot(f"{path.stem}_{'vue' if vue else 'litegraph'}")
-        assert page.overlaps() == [], path.stem
+        assert page.overlaps() == [] and page.wires_behind_nodes() == [], path.stem
     assert page.errors == []
 
 
@@ -73,7 +73,8 @@ def test_training_is_seen_and_a_click_chooses_the_step_that_is_saved(open_page, 
     page.screenshot(f"chosen_{'vue' if vue else 'litegraph'}")
     assert page.run_to_its_end() == "execution_success"
     assert page.words("ViCoCheckpointGrid").startswith("Step 3 goes out")
-    assert page.errors == []
+    page.page.evaluate("app.graph.remove(app.graph.nodes.find(n => n.type === 'PreviewAny'))")
+    assert page.overlaps() == [] and page.wires_behind_nodes() == [] and page.errors == []
 
 
 @RENDERERS
@@ -166,6 +167,12 @@ def test_compare_models_has_a_slider_over_its_pictures(open_page, vue):
         "plain | rescaled: a blue robot in snow (2 of 2"
     )
     assert page.overlaps() == [] and page.errors == []
+    report = "app.graph.nodes.find(n => n.type === 'ScoreReport').widgets.find(w => w.label === 'open report.html')"
+    page.page.wait_for_function(report)
+    with page.page.expect_popup() as opened:
+        page.page.evaluate(f"{report}.callback()")
+    shown = opened.value.frame_locator("iframe").get_by_text("a red crab on sand").first
+    shown.wait_for()
 
 
 @RENDERERS
