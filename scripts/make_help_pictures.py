@@ -106,6 +106,9 @@ RUNS = {
 def make(page: Page, workflow: str, run: Run) -> None:
     """Runs the workflow, and writes its pages' pictures."""
     page.open(ROOT / "workflows" / f"{workflow}.json")
+    page.page.add_style_tag(
+        content="[data-testid=queue-notification-banner] { display: none }"
+    )  # it lies over the nodes
     page.set(**(run.values or {}))
     if run.before:
         page.page.evaluate(run.before)

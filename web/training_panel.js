@@ -6,7 +6,8 @@ import { addBox, fit, nodeOf, onNodes, takePreviews } from "./node_events.js";
 const TRAINERS = ["ViCoTrain", "SPINTrain", "SPINTrainBaseline"];
 const CURVE = 90; // pixels of height
 const SPAN = 20; // steps that the mean looks back over
-const STEP = /^(?:Round (\d+)\. )?Step (\d+) of (\d+): loss (\S+?)(?:, margin (\S+), accuracy (\S+?))?(?:, score (\S+))?$/m;
+const STEP =
+  /^(?:Round (\d+)\. )?Step (\d+) of (\d+): loss (\S+?)(?:, margin (\S+))?\n(?:accuracy (\S+?), )?(?:score (\S+?), )?\d/m;
 const [LINE, MEAN, ACCURACY, SCORE] = ["#8888", "#4c9be8", "#e0a23c", "#5fb878"];
 
 /** The mean of each value and those up to `span` before it; what is not known yet counts for nothing. */

@@ -68,11 +68,12 @@ class Watch:
         seconds = sum(self.seconds) / len(self.seconds)
         left = round(seconds * (self.total - report.step))
         margin, accuracy = report.metrics.get("z"), report.metrics.get("implicit_accuracy")
-        won = "" if margin is None else f", margin {margin:.4f}, accuracy {accuracy:.2f}"
-        scored = f", score {report.metrics[SCORE]:.4f}" if SCORE in report.metrics else ""
+        pair = "" if margin is None else f", margin {margin:.4f}"
+        won = "" if accuracy is None else f"accuracy {accuracy:.2f}, "
+        scored = f"score {report.metrics[SCORE]:.4f}, " if SCORE in report.metrics else ""
         self.say(
-            f"{where}Step {report.step} of {self.total}: loss {report.loss:.4f}{won}{scored}\n"
-            f"{seconds:.2f} s a step, {left // 60}:{left % 60:02} left"
+            f"{where}Step {report.step} of {self.total}: loss {report.loss:.4f}{pair}\n"
+            f"{won}{scored}{seconds:.2f} s a step, {left // 60}:{left % 60:02} left"
         )
         self.bar.update_absolute(report.step, self.total, self.picture(report.step))
 

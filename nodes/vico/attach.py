@@ -161,13 +161,13 @@ def describe_cost(subject: Subject, model) -> str:
     part = share([shape_at(network, place) for place in subject.places], network)
     step = step_bytes(subject, model)
     steps = subject.budget // (2 * step)
-    held = f"the cache holds {steps} steps with CFG" if subject.budget else "none are kept"
-    size = f"{part:.1%} of the model at {len(subject.places)} places"
-    return f"{size}. Up to {step / 2**20:.1f} MB of features a step; {held}."
+    held = f"{steps} steps fit with CFG" if subject.budget else "none is kept"
+    size = f"{part:.1%} of the model, {len(subject.places)} places"
+    return f"{size}.\nFeatures: {step / 2**20:.1f} MB a step, {held}."
 
 
 def describe_base(concept: ViCoConcept, model) -> str:
-    """A second line where the concept was trained beside another model than this one."""
+    """A warning where the concept was trained beside another model than this one."""
     if not concept.base_hash or same_base(concept.base_hash, base_hash(model.model.diffusion_model.named_parameters())):
         return ""
-    return "\nThe concept was trained on another base: it may look different here."
+    return "The concept was trained on another base:\nit may look different here."

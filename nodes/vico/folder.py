@@ -16,9 +16,10 @@ register_folder(FOLDER, {".safetensors", ".pt"})
 
 
 def concept_names() -> list[str]:
-    """Concepts to choose from; an original pair shows as its cross_attention file."""
-    files = folder_paths.get_filename_list(FOLDER)
-    return [*(name for name in files if not os.path.basename(name).startswith("embeddings")), *EXAMPLES]
+    """Concepts to choose from, the steps of runs last; an original pair shows as its cross_attention file."""
+    files = [(os.path.basename(name), name) for name in folder_paths.get_filename_list(FOLDER)]
+    saved = [name for base, name in files if not base.startswith(("embeddings", "step-"))]
+    return [*saved, *EXAMPLES, *(name for base, name in files if base.startswith("step-"))]
 
 
 def concept_path(name: str) -> str:

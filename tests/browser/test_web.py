@@ -24,8 +24,8 @@ def test_every_workflow_opens_whole_nothing_overlaps_and_no_wire_hides(open_page
     for path in OURS:
         page.open(path)
         page.page.wait_for_timeout(500)  # the renderer lays out
-        page.screenshot(f"{path.stem}_{'vue' if vue else 'litegraph'}")
         assert page.overlaps() == [] and page.wires_behind_nodes() == [], path.stem
+        page.screenshot(f"{path.stem}_{'vue' if vue else 'litegraph'}")
     assert page.errors == []
 
 

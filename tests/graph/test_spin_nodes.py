@@ -291,7 +291,7 @@ def test_the_opponent_is_seen_at_work_and_a_finished_run_says_so(play, caplog, m
     with caplog.at_level("DEBUG"):
         play(tiny(), opponent_batch=2, preview_every=2)
         assert "the opponent's picture 3 of 4\nSampling step 1 of 2" in caplog.text
-        assert "Step 1 of 2: loss 0.6931, margin 0.0000, accuracy" in caplog.text
+        assert "Step 1 of 2: loss 0.6931, margin 0.0000\naccuracy" in caplog.text
         assert "Trained: 2 of 2 steps. 4 samples.\nRound 1: implicit accuracy" in caplog.text
         caplog.clear()
         play(tiny(), opponent_batch=2)

@@ -58,12 +58,15 @@ def test_a_replaced_half_of_a_pair_is_read_again(host, call, models_vico):
 
 def test_the_pair_shows_as_one_file_and_loads(host, call, models_vico):
     call("ViCoSaveConcept", concept=make_concept(step=300), filename_prefix="duck", format="original pair")
+    (models_vico / "a run").mkdir()
+    make_concept(step=15).save(models_vico / "a run" / "step-00015.safetensors")
     schema = host.node_classes["ViCoLoadConcept"].define_schema()
-    name, example, robot, of_the_dit = schema.inputs[0].options
+    name, example, robot, of_the_dit, step = schema.inputs[0].options
     assert name == os.path.join("duck_00001_", "cross_attention-300.pt")
     assert call("ViCoLoadConcept", concept=name)[0].step == 300
     assert example == "(Sprite World example)", "it comes with the pack, after a person's own"
     assert of_the_dit == "(Sprite World DiT example)"
+    assert step == os.path.join("a run", "step-00015.safetensors"), "the steps of runs stand last"
     assert [call("ViCoLoadConcept", concept=one)[0].initialiser for one in (example, robot)] == ["cactus", "robot"]
 
 
