@@ -1,4 +1,4 @@
-"""The pictures on the nodes' help pages: what stands on the nodes after a run of a workflow, as the browser shows it.
+"""The pictures on the nodes' help pages and README's: what stands on the nodes after a run of a workflow, in the browser.
 
 python -m vico_spin.scripts.make_help_pictures                  # all: half an hour on two cores
 python -m vico_spin.scripts.make_help_pictures spin_self_play   # those of one workflow
@@ -19,6 +19,7 @@ DOCS = ROOT / "web" / "docs"
 MARGIN, GAP = 8, 16  # pixels
 LEFT, TOP = 120, 160  # of the canvas's part that no panel of the host's covers
 VIEW = {"width": 1000, "height": 1700}
+WIDE = {"width": 2100, "height": 1030}  # the whole of a graph
 BACKGROUND = (32, 32, 32)
 SECONDS = 1800  # that a run may take
 
@@ -27,13 +28,14 @@ class Run(NamedTuple):
     """A workflow's run, and of which nodes each help page shows the boxes.
 
     values: of widgets, where a picture need not wait for all. before: JavaScript ahead of the run. keys: pressed after
-    it, and run again.
+    it, and run again. whole: where a picture of the whole graph goes.
     """
 
     pages: dict[str, list[str]]  # {node id: titles}
     values: dict | None = None
     before: str = ""
     keys: str = ""
+    whole: Path | None = None
 
 
 SCORE = """() => {
@@ -73,7 +75,8 @@ RUNS = {
             "ViCoReference": ["The photo", "ViCo Reference"],
             "ViCoLoadConcept": ["Load ViCo Concept", "Save Image"],
             "ViCoApply": ["The photo", "Save Image"],
-        }
+        },
+        whole=ROOT / "docs" / "first_workflow.png",
     ),
     "vico_cut_out": Run({"ViCoMaskPreview": ["What is taken for the object"]}),
     "spin_self_play": Run(
@@ -125,6 +128,14 @@ def make(page: Page, workflow: str, run: Run) -> None:
     for name, titles in run.pages.items():
         beside([box_of(page, title) for title in titles]).save(DOCS / f"{name}.jpg", quality=88, optimize=True)
         print(DOCS / f"{name}.jpg")
+    if run.whole:
+        page.page.set_viewport_size(WIDE)
+        page.fit()
+        page.page.wait_for_timeout(1500)
+        page.page.screenshot(
+            path=run.whole, clip={"x": 60, "y": 40, "width": WIDE["width"] - 60, "height": WIDE["height"] - 40}
+        )
+        print(run.whole)
 
 
 def box_of(page: Page, title: str):
@@ -167,7 +178,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as output, server(base, Path(output)) as address, chromium() as browser:
         for settings in (
             {"Comfy.TutorialCompleted": True},
-            {"Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False},
+            {"Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False, "Comfy.RightSidePanel.IsOpen": False},
         ):
             ask(address + "/api/settings", settings)
         for workflow in wanted:

@@ -161,7 +161,7 @@ def describe_cost(subject: Subject, model) -> str:
     part = share([shape_at(network, place) for place in subject.places], network)
     step = step_bytes(subject, model)
     steps = subject.budget // (2 * step)
-    held = f"{steps} steps fit with CFG" if subject.budget else "none is kept"
+    held = f"{steps} steps fit" if subject.budget else "none is kept"
     size = f"{part:.1%} of the model, {len(subject.places)} places"
     return f"{size}.\nFeatures: {step / 2**20:.1f} MB a step, {held}."
 
