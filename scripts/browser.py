@@ -77,8 +77,15 @@ class Page:
         return self.page.evaluate("window.ended")
 
     def fit(self) -> None:
-        """Brings the whole graph into view: a picture on a node out of sight is not loaded."""
+        """Brings the whole graph into view, and waits until it stands still: a picture on a node out of sight is not loaded."""
         self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        still = """() => {
+            const drawn = [...document.querySelectorAll("[data-node-id]")].map(n => n.getBoundingClientRect());
+            const seen = JSON.stringify([app.canvas.ds.scale, [...app.canvas.ds.offset], drawn]), before = window.seenBefore;
+            window.seenBefore = seen;
+            return seen === before;
+        }"""
+        self.page.wait_for_function(still, polling=400)
 
     def words(self, node: str) -> str:
         """What stands on the first node of this type, once it says something."""
@@ -98,7 +105,6 @@ class Page:
         """Wires, as they are drawn, that cross a node's edge anywhere but at their own sockets."""
         self.fit()
         self.page.wait_for_function("[...app.graph.links.values()].every(link => link.path)")
-        self.page.wait_for_timeout(500)  # drawn again where the renderer has laid out
         js = """() => {BOXES
             const ctx = document.createElement("canvas").getContext("2d"), inner = 14, step = 3;
             ctx.lineWidth = 5;
