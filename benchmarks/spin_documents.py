@@ -10,12 +10,20 @@ from PIL import Image
 from ..sprite_world.measure import accuracies, measure
 from ..sprite_world.pictures import show
 from .grid import named_rows
-from .spin_evidence import METHODS, NOISES, SEARCH_SEED, SEARCHED_AT, Cell, Study, searched, told
+from .spin_evidence import METHODS, NOISES, RATE_OF, SEARCH_SEED, SEARCHED_AT, Cell, Study, searched, told
 from .spin_judges import frechet, judged, win
 from .spin_people import PAIRS, agreement
 
 JUDGES = ("taste", "prompt", "fidelity", "people", "preference model")
-DUELS = (("SPIN", "SFT"), ("SPIN", "DPO"), ("SPIN", "DPO from SFT"), ("SPIN", "KTO"), ("SPIN from SFT", "DPO from SFT"))
+DUELS = (
+    ("SPIN", "SFT"),
+    ("SPIN", "DPO"),
+    ("SPIN", "DPO from SFT"),
+    ("SPIN", "KTO"),
+    ("SPIN from SFT", "DPO from SFT"),
+    ("SPIN in short rounds", "SPIN"),
+    ("SPIN in short rounds", "DPO"),
+)
 CLAIMED = {"SFT": 1, "DPO": 2}  # the round from which the paper has SPIN above it
 SHOWN = 8  # pictures a model in the grid
 
@@ -153,7 +161,7 @@ def noise_table(by_noise: dict[str, dict], name: str) -> str:
 
 def rate_table(study: Study, kind: str) -> str:
     """Every rate that was tried, and what its pictures were worth."""
-    rows = [(name, told(study.search(kind, name, make=False))) for name in METHODS]
+    rows = [(name, told(study.search(kind, name, make=False))) for name in METHODS if name not in RATE_OF]
     return table(("method", "rate: worth to people in the mean"), [row for row in rows if row[1]])
 
 
@@ -217,7 +225,7 @@ def draw_front(study: Study, path: Path, kind: str = "independent") -> None:
     start = judged(base[0], study.search_prompts, study.preferred)
     for name in METHODS:
         rates = list(study.search(kind, name, make=False))
-        if not rates:
+        if not rates or name in RATE_OF:
             continue
         arts = [study.kept(searched(kind, name, rate, study.sizes).file)[-1] for rate in rates]
         shown = [judged(art, study.search_prompts, study.preferred) for art in arts]

@@ -69,7 +69,7 @@ def round_verdict(number: int, steps: list[dict]) -> str:
     if abs(accuracy - 0.5) < STILL:
         return told + " Nothing was learnt yet: more steps, or a higher learning rate."
     if real > was:
-        return told + " The real error has risen above the opponent's: watch it; the safeguard holds it down."
+        return told + " The real error has risen above the opponent's: watch it; fewer steps or a lower rate help."
     return told
 
 

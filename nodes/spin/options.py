@@ -71,8 +71,8 @@ class SPINOptions(io.ComfyNode):
                 io.Float.Input("margin_clamp", default=0.0, min=0.0, max=1000.0, step=0.5, optional=True,
                     tooltip="Pairs whose logit is beyond this no longer pull. 0: off."),
                 io.Float.Input("safeguard", default=-1.0, min=-1.0, max=1.0, step=0.05, optional=True,
-                    tooltip="SDPO's margin mu: weakens the generated side's gradient so that the real side's error "
-                    "cannot rise. Below 0: off."),
+                    tooltip="SDPO's margin mu: weakens the generated side's gradient where it would undo too much of "
+                    "the real side's. Below 0: off; the nearer to 1, the sooner."),
             ],
             outputs=[SPINOptionsSocket.Output("spin_options", tooltip="For Train SPIN.")],
         )  # fmt: skip
