@@ -22,6 +22,7 @@ VIEW = {"width": 1000, "height": 1700}
 WIDE = {"width": 2100, "height": 1030}  # the whole of a graph
 BACKGROUND = (32, 32, 32)
 SECONDS = 1800  # that a run may take
+BANNER_HIDDEN = "[data-testid=queue-notification-banner] { display: none }"  # of jobs, over the nodes
 
 
 class Run(NamedTuple):
@@ -109,9 +110,7 @@ RUNS = {
 def make(page: Page, workflow: str, run: Run) -> None:
     """Runs the workflow, and writes its pages' pictures."""
     page.open(ROOT / "workflows" / f"{workflow}.json")
-    page.page.add_style_tag(
-        content="[data-testid=queue-notification-banner] { display: none }"
-    )  # it lies over the nodes
+    page.page.add_style_tag(content=BANNER_HIDDEN)
     page.set(**(run.values or {}))
     if run.before:
         page.page.evaluate(run.before)
