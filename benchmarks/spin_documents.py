@@ -10,7 +10,7 @@ from PIL import Image
 from ..sprite_world.measure import accuracies, measure
 from ..sprite_world.pictures import show
 from .grid import named_rows
-from .spin_evidence import METHODS, NOISES, RATE_OF, SEARCH_SEED, SEARCHED_AT, Cell, Study, searched, told
+from .spin_evidence import METHODS, NOISES, PARTS, RATE_OF, SEARCH_SEED, SEARCHED_AT, Cell, Study, searched, told
 from .spin_judges import frechet, judged, win
 from .spin_people import PAIRS, agreement
 
@@ -117,7 +117,8 @@ def table(head: tuple[str, ...], rows: list[tuple]) -> str:
 
 
 def state_name(name: str, number: int, steps: int) -> str:
-    return f"{name} round {number}" if name == "SPIN" else f"{name} ({number * steps} steps)"
+    whole = steps // PARTS.get(name, 1) * PARTS.get(name, 1)
+    return f"{name} round {number}" if name == "SPIN" else f"{name} ({number * whole} steps)"
 
 
 def state_row(name: str, state: State, base: State) -> tuple:

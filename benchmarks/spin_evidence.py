@@ -6,7 +6,8 @@ with faults, chosen by people who look for taste, prompt and fidelity in differe
 and KTO learn from both pictures. All methods take equal numbers of gradient steps over the same pairs; those "from SFT" take
 their first third as SFT. Each has the rate at which its pictures are worth the most to people in the mean, over its three
 thirds, on other prompts and another training seed, at label noise 0.2: rates are tried upwards until one that is at least
-2.5 times the best is worse. "SPIN in short rounds" is SPIN at its rate with three rounds of a third of the steps for each.
+2.5 times the best is worse. "SPIN in short rounds", run where --methods names it, is SPIN at
+its rate with three rounds of a third of the steps (16 of 50) for each.
 
 Judges: taste, prompt, fidelity, people in the mean, and a preference model that learnt from 20,000 noisy choices. A win is a
 picture that the judge puts above the other model's of the same prompt and noise; intervals are bootstrapped over prompts and
@@ -147,7 +148,8 @@ class Study:
         states = self.arena.train(self.method(cell), learnt_from, cell.seed, folder)
         prompts = self.prompts_of(cell.seed)
         losses = [[number, report.step, report.loss, report.grad_norm] for number, report in states.reports]
-        thirds = states.weights[PARTS.get(cell.name, 1) - 1 :: PARTS.get(cell.name, 1)]
+        parts = PARTS.get(cell.name, 1)
+        thirds = states.weights[parts - 1 :: parts]
         art = np.stack([self.arena.draw(weights, prompts, cell.seed) for weights in thirds])
         return {"art": art, "losses": np.array(losses)}
 
@@ -288,7 +290,9 @@ def parse_options():
     parser.add_argument("--quick", action="store_true", help="small: does it all run?")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["independent", "same-scene"])
     parser.add_argument("--noise", nargs="+", type=float, default=NOISES, help="shares of wrong labels")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=[name for name in METHODS if name not in RATE_OF]
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), help="training seeds")
     parser.add_argument("--real", nargs="*", type=int, default=(128, 256, 512), help="numbers of pairs for DPO alone")
     parser.add_argument("--rates", nargs="+", type=float, default=Sizes().rates, help="learning rates to choose from")

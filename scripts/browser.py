@@ -78,7 +78,7 @@ class Page:
 
     def fit(self) -> None:
         """Brings the whole graph into view, and waits until it stands still: a picture on a node out of sight is not loaded."""
-        self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.evaluate("window.seenBefore = null; app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         still = """() => {
             const drawn = [...document.querySelectorAll("[data-node-id]")].map(n => n.getBoundingClientRect());
             const seen = JSON.stringify([app.canvas.ds.scale, [...app.canvas.ds.offset], drawn]), before = window.seenBefore;

@@ -12,14 +12,16 @@ FOLDER = "vico"
 
 EXAMPLES = {EXAMPLE: EXAMPLE_CONCEPT, EXAMPLE_2: EXAMPLE_ROBOT, EXAMPLE_DIT: EXAMPLE_CONCEPT_DIT}
 
+STEP = "step-"  # so begins the name of a run's step
+
 register_folder(FOLDER, {".safetensors", ".pt"})
 
 
 def concept_names() -> list[str]:
     """Concepts to choose from, the steps of runs last; an original pair shows as its cross_attention file."""
     files = [(os.path.basename(name), name) for name in folder_paths.get_filename_list(FOLDER)]
-    saved = [name for base, name in files if not base.startswith(("embeddings", "step-"))]
-    return [*saved, *EXAMPLES, *(name for base, name in files if base.startswith("step-"))]
+    saved = [name for base, name in files if not base.startswith(("embeddings", STEP))]
+    return [*saved, *EXAMPLES, *(name for base, name in files if base.startswith(STEP))]
 
 
 def concept_path(name: str) -> str:

@@ -10,7 +10,7 @@ from ...intake import write_atomically
 from ...train_core import CheckpointFolder, read_state
 from ...vico_core import ViCoConcept
 from ..host.folders import run_name
-from .folder import FOLDER, home
+from .folder import FOLDER, STEP, home
 
 STATES_KEPT = 2  # the newest to go on from, and one before it
 
@@ -44,7 +44,7 @@ class RunFiles:
             write_atomically(Path(folder) / "settings.json", lambda path: path.write_bytes(told))
 
     def concept_file(self, step: int) -> Path:
-        return self.concepts / f"step-{step:05}.safetensors"
+        return self.concepts / f"{STEP}{step:05}.safetensors"
 
     def keep(self, concept: ViCoConcept) -> Path:
         path = self.concept_file(concept.step)
@@ -61,7 +61,7 @@ class RunFiles:
         if newest <= steps:
             return None
         if not self.concept_file(steps).is_file():
-            kept = ", ".join(str(int(path.stem[5:])) for path in checkpoint_files(self.run))
+            kept = ", ".join(str(int(path.stem.removeprefix(STEP))) for path in checkpoint_files(self.run))
             raise ValueError(
                 f"Set steps to one that was kept, or change the run's name.\n"
                 f"It has gone to step {newest} already, and step {steps} was not kept, but {kept}."
@@ -81,7 +81,7 @@ def concepts_folder(run: str) -> Path:
 
 def checkpoint_files(run: str) -> list[Path]:
     """The kept concepts of a run, by step."""
-    return sorted(concepts_folder(run).glob("step-*.safetensors"))
+    return sorted(concepts_folder(run).glob(f"{STEP}*.safetensors"))
 
 
 def existing_checkpoints(run: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,6 +126,16 @@ def test_the_rate_is_the_one_whose_pictures_are_worth_most(study):
     assert study.rate("independent", "DPO", make=False) == 1e-4
     assert study.rate("independent", "SPIN", make=False) == 1e-5
     assert study.rate("independent", "KTO", make=False) is None
+
+
+def test_short_rounds_change_the_rounds_alone(study):
+    """At SPIN's rate: three rounds of 16 steps where SPIN has one of 50, and no search of its own."""
+    long, short = (
+        study.method(Cell("independent", 0.2, 8, name, study.rate("independent", name, make=False), 0))
+        for name in ("SPIN", "SPIN in short rounds")
+    )
+    assert (long.rounds, long.steps, short.rounds, short.steps) == (3, 50, 9, 16)
+    assert replace(short, rounds=3, steps=50) == long
 
 
 def test_documents_show_what_the_folder_holds(study, tmp_path):
