@@ -29,20 +29,63 @@ from PIL import Image
 from ..scripts.get_host import ROOT
 from ..scripts.host import Host
 from ..sprite_world import ARCHITECTURES
+from ..train_core import keyed_generator
+from ..vico_core.training import REGULARIZATION, Draws, Photos
 from .grid import named_rows
 
+PHOTOS = "photos through the VAE"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a creature is learnt and drawn; what is not named is as the paper has it.
+
+    regularization and steps: times the paper's weight, times the plan's steps. scale: the reference's side against the pictures'.
+    """
+
+    told: str
+    learns: bool = True
+    image_attention: bool = True
+    mask: bool = True
+    regularization: float = 1
+    detach_reference: bool = False
+    all_places: bool = False
+    steps: int = 1
+    scale: int = 1
+    unseen: bool = False
+
+    @property
+    def learnt_as(self) -> "Condition":
+        """The same for all conditions that draw by one concept."""
+        return replace(self, told="", unseen=False)
+
+
 CONDITIONS = {
-    "class word": "the class word alone, plain model",
-    "textual inversion": "the same trainer, the word alone",
-    "ViCo": "word and image attention, reference from the photos",
-    "mask off": "no automatic mask, in training and drawing",
-    "no regularisation": "attention regularisation's weight 0",
-    "unseen reference": "ViCo's concept, reference never seen in training",
-    "fast mode": "reference stream detached in training",
+    "class word": Condition("the class word alone, plain model", learns=False),
+    "textual inversion": Condition("the same trainer, the word alone", image_attention=False),
+    "ViCo": Condition("word and image attention, reference from the photos"),
+    "mask off": Condition("no automatic mask, in training and drawing", mask=False),
+    "no regularisation": Condition("attention regularisation's weight 0", regularization=0),
+    "unseen reference": Condition("ViCo's concept, reference never seen in training", unseen=True),
+    "fast mode": Condition("reference stream detached in training", detach_reference=True),
 }
+# What might bring the finer markings; run where --conditions names them.
+TRIALS = {
+    "regularisation x 10": Condition("ten times the paper's weight", regularization=10),
+    "all places": Condition("after every decoder block with attention, and not every second", all_places=True),
+    "twice the steps": Condition("1,200 steps for 600", steps=2),
+    "larger reference": Condition("the reference at twice the side, in training and drawing", scale=2),
+    PHOTOS: Condition("the most that a latent holds of the creature", learns=False),
+}
+ALL = CONDITIONS | TRIALS
 PHOTOS_SCENE, OBJECT_SIZE = "tiles", "large"  # the training photos are taken in one place, close up
 CHOSEN_ON = (94, 98, 114)  # held-out identities that captions, size, rates, steps and CFG were chosen on
 MEASURES = ("identity", "recognition", "prompt")
+# What a creature is told by from its twins, which differ in that alone; and how well the mask of its word, and one of the end of
+# text that the regularisation pulls the word's attention to, find it in a photo (intersection over union with the true one).
+PARTS = ("marking", "shape", "eyes", "colour")
+MASKS = ("the word's mask", "the end of text's")
+LEVELS = (0.25, 0.5, 0.75)  # of the noise schedule, at which masks are looked at
 SIZE = 128
 # The rates rise over these and fall to zero at the end: at this world's high rates the last steps are noise otherwise.
 WARM_UP_STEPS = 20
@@ -55,10 +98,10 @@ class Plan:
     places: of image attention, evenly over the second half of a transformer; 0: those that Train ViCo takes.
     """
 
-    identities: int = 10
+    identities: int = 40
     photos: int = 4
     prompts: int = 8
-    seeds: int = 2
+    seeds: int = 4
     steps: int = 600
     batch: int = 4
     word_lr: float = 2e-2
@@ -74,6 +117,7 @@ class Plan:
 PLANS = {
     "U-Net": Plan(),
     "DiT": Plan(
+        identities=20,
         steps=200,
         word_lr=1e-2,
         seeds=1,
@@ -111,27 +155,35 @@ class World:
             load = host.node_classes["SpriteWorldLoad"].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
             self.model, self.clip, self.vae = load.execute(architecture).result
 
-    def pictures(self, identity: int) -> list:
-        """The training photos and, last, one that is never trained on, in any scene."""
-        from ..nodes.vico.training_photos import Picture
-        from ..sprite_world.pictures import chosen_pictures, render, show
+    def scenes(self, identity: int) -> list:
+        """What the training photos show and, last, one that is never trained on, in any scene."""
+        from ..sprite_world.pictures import chosen_pictures
 
         known = {"identity_seed": identity, "size": OBJECT_SIZE}
         drawn = list(islice(chosen_pictures(seed=identity, scene=PHOTOS_SCENE, **known), self.plan.photos))
-        drawn.append(next(chosen_pictures(seed=identity + 1, **known)))
-        images = [self.torch.from_numpy(show(render(picture)[0])).float() / 255 for picture in drawn]
-        return [Picture(image) for image in images]
+        return [*drawn, next(chosen_pictures(seed=identity + 1, **known))]
 
-    def measure(self, pixels, who) -> dict[str, list[float]]:
-        """Per picture: identity similarity, recognition, and the share of the prompt's words that it shows."""
-        from ..sprite_world.measure import measure, recognition, to_art
+    def photo(self, scene, scale: int = 1):
+        """A photo of it [H, W, 3] in 0…1, its sides `scale` times those of the pictures."""
+        from ..sprite_world.pictures import render, show
+
+        shown = show(render(scene)[0]).repeat(scale, 0).repeat(scale, 1)
+        return self.torch.from_numpy(shown).float() / 255
+
+    def measure(self, art, who) -> dict[str, list[float]]:
+        """Per picture: how it resembles the creature, and the share of the prompt's words that it shows."""
+        from ..sprite_world.measure import measure
 
         truth = [prompt for prompt in self.prompts(who, who.class_word) for _ in range(self.plan.seeds)]
-        art = to_art(pixels)
-        measured = measure(art, truth, who)
-        followed = [sum(one.follows.values()) / len(one.follows) for one in measured]
-        similarities = [one.similarity for one in measured]
-        return {"identity": similarities, "recognition": recognition(art, who).tolist(), "prompt": followed}
+        followed = [sum(one.follows.values()) / len(one.follows) for one in measure(art, truth)]
+        return self.resemblance(art, who) | {"prompt": followed}
+
+    def resemblance(self, art, who) -> dict[str, list[float]]:
+        """Per picture: identity similarity, recognition, and PARTS."""
+        from ..sprite_world.measure import identity_similarity, recognition, told_from_twins
+
+        found = {"identity": identity_similarity(art, who), "recognition": recognition(art, who)}
+        return {what: told.tolist() for what, told in (found | told_from_twins(art, who)).items()}
 
     def prompts(self, who, word: str) -> list[str]:
         """The object, by this word for it, in scenes that the photos do not show."""
@@ -143,81 +195,144 @@ class World:
     def evaluate(self, identity: int, conditions: list[str]):
         """Of one identity, each condition with its numbers {a measure: […], "seconds": a training step's} and pictures."""
         from ..sprite_world.identity import identity as identity_of
+        from ..sprite_world.measure import to_art
 
-        who, pictures, concepts = identity_of(identity), self.pictures(identity), {}
-        for condition in conditions:
-            learnt = {"unseen reference": "ViCo"}.get(condition, condition)
-            if learnt not in concepts and condition != "class word":
-                concepts[learnt] = self.learn(pictures[:-1], who, condition)
-            concept, seconds = concepts.get(learnt, (None, 0.0))
-            reference = pictures[-1] if condition == "unseen reference" else pictures[0]
-            drawn = self.draw(condition, concept, reference, who)
-            yield condition, self.measure(drawn, who) | {"seconds": seconds}, drawn[:: self.plan.seeds]
+        who, scenes, learnt = identity_of(identity), self.scenes(identity), {}
+        for name in conditions:
+            how = ALL[name]
+            if name == PHOTOS:
+                with self.torch.no_grad():
+                    shown = self.vae.decode(self.vae.encode(self.torch.stack([self.photo(scene) for scene in scenes])))
+                yield name, self.resemblance(to_art(shown), who) | {"seconds": 0.0}, shown
+                continue
+            if how.learns and how.learnt_as not in learnt:
+                learnt[how.learnt_as] = self.learn(scenes[:-1], who, how)
+            concept, numbers = learnt.get(how.learnt_as, (None, {"seconds": 0.0}))
+            drawn = self.draw(how, concept, self.photo(scenes[-1 if how.unseen else 0], how.scale), who)
+            yield name, self.measure(to_art(drawn), who) | numbers, drawn[:: self.plan.seeds]
 
-    def learn(self, pictures: list, who, condition: str):
-        """(concept, seconds a step): the trainer that Train ViCo runs, without its files."""
+    def learn(self, scenes: list, who, how: Condition):
+        """(concept, a step's seconds and its masks' overlaps): by the trainer that Train ViCo runs, without its files."""
         from ..nodes.host.copies import load_for_training, training_copy, training_mode
         from ..nodes.vico.places import known_family
         from ..nodes.vico.streams import HostStreams, training_clip
-        from ..nodes.vico.training_photos import encode_photos
         from ..nodes.vico.trigger import start_words
         from ..sprite_world.vocabulary import OPENINGS, caption
         from ..train_core import LocalEngine, LoopSettings, train
-        from ..vico_core.training import Draws, TrainedConcept, ViCoObjective
+        from ..vico_core.training import TrainedConcept, ViCoObjective
 
         with training_mode():
-            with self.torch.no_grad():
-                photos = encode_photos(self.vae, self.model, pictures, SIZE)
-            if condition == "mask off":
-                photos = replace(photos, masks=self.torch.ones(len(pictures), SIZE, SIZE))
+            photos = self.encoded(scenes)
+            if not how.mask:
+                photos = replace(photos, masks=self.torch.ones(len(scenes), SIZE, SIZE))
+            references = self.encoded(scenes, how.scale)
             patcher, text = training_copy(self.model), training_clip(self.clip)
             load_for_training([patcher, text.patcher])
-            shapes = [] if condition == "textual inversion" else self.shapes(patcher.model)
+            shapes = self.shapes(patcher.model, how.all_places) if how.image_attention else []
             words = start_words(text, who.class_word)
             trained = TrainedConcept(shapes, words, zero_init=self.plan.zero_init).to(patcher.load_device)
             engine = LocalEngine(patcher.load_device)
-            two = HostStreams(patcher, text, trained, "*", engine, detach_reference=condition == "fast mode")
-            objective = ViCoObjective(two, **({"weight": 0.0} if condition == "no regularisation" else {}))
+            two = HostStreams(patcher, text, trained, "*", engine, detach_reference=how.detach_reference)
+            objective = ViCoObjective(two, how.regularization * REGULARIZATION)
             shown = caption("*", who.colour, PHOTOS_SCENE, size=OBJECT_SIZE)
             captions = [opening.format(shown) for opening in dict.fromkeys(OPENINGS)]
-            draws = Draws(photos, captions, len(two.schedule), self.plan.batch, seed=0, device=engine.device)
+            stream = (photos, captions, len(two.schedule), self.plan.batch, 0, engine.device)
+            draws = Draws(*stream) if how.scale == 1 else OtherReferences(references, *stream)
             optimizer = trained.optimizer(self.plan.word_lr, self.plan.attention_lr)
-            loop = LoopSettings(self.plan.steps, WARM_UP_STEPS, "linear")
+            loop = LoopSettings(self.plan.steps * how.steps, WARM_UP_STEPS, "linear")
             ran = train(objective, draws, trained, optimizer, loop, engine)
+            with self.torch.no_grad():
+                masks = self.overlaps(two, references.mean[:1].to(engine.device), captions[0], scenes[0])
         seconds = sorted(report.seconds for report in ran.history)[len(ran.history) // 2]
-        return trained.concept(placeholder="*", family=known_family(self.model.model)), seconds
+        concept = trained.concept(placeholder="*", family=known_family(self.model.model))
+        return concept, {"seconds": seconds} | masks
 
-    def shapes(self, model) -> list:
+    def encoded(self, scenes: list, scale: int = 1) -> Photos:
+        from ..nodes.vico.training_photos import Picture, encode_photos
+
+        with self.torch.no_grad():
+            pictures = [Picture(self.photo(scene, scale)) for scene in scenes]
+            return encode_photos(self.vae, self.model, pictures, SIZE * scale)
+
+    def overlaps(self, two, reference, caption: str, scene) -> dict[str, list[float]]:
+        """MASKS, each at all noise levels and places; nothing where there are no places."""
+        from ..nodes.host.families.image_tokens import LATENT
+        from ..nodes.vico.streams import GradedCapture
+        from ..sprite_world.pictures import render
+
+        read, truth = two.encode(caption, reference), self.torch.from_numpy(render(scene)[1])
+        options = {**two.denoiser.transformer_options, LATENT: reference.shape}
+        found = {name: [] for name in MASKS if two.places}
+        for level in LEVELS if two.places else ():
+            timestep = two.denoiser.timestep(self.torch.tensor([round(level * len(two.schedule))]))
+            capture = GradedCapture(two.places, [read.columns], [read.end_of_text], None)
+            with two.image_attention():
+                two.run_reference(reference, timestep, read.conditions, capture, options)
+            for place, maps in capture.maps.items():
+                for name, attention in zip(MASKS, maps, strict=True):
+                    found[name].append(overlap(attention, truth, capture.grids[place]))
+        return found
+
+    def shapes(self, model, everywhere: bool) -> list:
         from ..nodes.vico.places import places_of, possible_places, shape_at
         from ..vico_core import spread_places
 
+        network = model.diffusion_model
+        possible = possible_places(network)
+        if everywhere:
+            return [shape_at(network, place) for place in possible]
         if not self.plan.places:
             return places_of(model)[1]
-        network = model.diffusion_model
-        blocks = [place.block for place in possible_places(network)]
-        return [shape_at(network, place) for place in spread_places(blocks, self.plan.places)]
+        return [
+            shape_at(network, place) for place in spread_places([place.block for place in possible], self.plan.places)
+        ]
 
-    def draw(self, condition: str, concept, reference, who):
-        """Pictures [prompts × seeds, H, W, 3] of one condition."""
+    def draw(self, how: Condition, concept, reference, who):
+        """Pictures [prompts × seeds, H, W, 3] of one condition, by a reference photo [H, W, 3]."""
         from ..nodes.host.sampling import Sampling
+        from ..nodes.vico.attach import ApplySettings, attach, make_subject
         from ..nodes.vico.capture import AUTOMATIC, NO_MASK
-        from ..nodes.vico.drawing import draw, draw_with_concept
+        from ..nodes.vico.drawing import draw
         from ..nodes.vico.photos import Photo, Reference
         from ..nodes.vico.trigger import make_trigger, with_trigger
 
         sampling = Sampling(self.plan.sampler, self.plan.scheduler, self.plan.sampling_steps, self.plan.cfg)
-        prompts = self.prompts(who, who.class_word if condition == "class word" else "*")
-        how = (prompts, list(range(self.plan.seeds)), sampling)
+        prompts = self.prompts(who, "*" if how.learns else who.class_word)
+        model, clip = self.model, self.clip
         with self.torch.no_grad():
-            latent = self.vae.encode(reference.image[None])
-            if condition == "class word":
-                return draw(self.model, self.clip, self.vae, *how, latent.shape[1:])
-            if condition == "textual inversion":
-                clip = with_trigger(self.clip, make_trigger(self.clip, "evidence", "*", concept.embeddings))
-                return draw(self.model, clip, self.vae, *how, latent.shape[1:])
-            photo = Reference([Photo(latent, reference.image)])
-            mask = NO_MASK if condition == "mask off" else AUTOMATIC
-            return draw_with_concept(self.model, self.clip, self.vae, concept, photo, *how, mask)
+            latent = self.vae.encode(reference[None])
+            if how.learns and not how.image_attention:
+                clip = with_trigger(clip, make_trigger(clip, "evidence", "*", concept.embeddings))
+            elif how.learns:
+                settings = ApplySettings(mask=AUTOMATIC if how.mask else NO_MASK)
+                subject = make_subject(model, clip, concept, Reference([Photo(latent, reference)]), settings)
+                model, clip = attach(model, subject), with_trigger(clip, subject.trigger)
+            shape = [latent.shape[1], *(side // how.scale for side in latent.shape[-2:])]
+            return draw(model, clip, self.vae, prompts, list(range(self.plan.seeds)), sampling, shape)
+
+
+class OtherReferences(Draws):
+    """The same stream of samples, their references drawn from other latents of the same photos."""
+
+    def __init__(self, references: Photos, *stream, **settings):
+        super().__init__(*stream, **settings)
+        self.references = references
+
+    def sample(self, position: int, photo: int):
+        x0, _, *rest, number = super().sample(position, photo)
+        drawn = self.references.draw(number, keyed_generator(self.seed, "other references", position))
+        return x0, drawn, *rest, number
+
+
+def overlap(attention, truth, grid) -> float:
+    """Intersection over union of Otsu's mask of a map [1, N] with the true mask [H, W] on the grid."""
+    import torch.nn.functional as F
+
+    from ..vico_core import object_mask
+
+    mask = object_mask(attention)[0]
+    true = F.adaptive_avg_pool2d(truth.float()[None, None], grid).flatten() > 0.5
+    return float((mask & true).sum() / (mask | true).sum())
 
 
 def strip(pictures):
@@ -230,9 +345,9 @@ def strip(pictures):
 
 def draw_grid(world: "World", identity: int, folder: Path, path: Path) -> None:
     """One identity's photos, the last one unseen, and below them a row a condition that was drawn."""
-    rows = {"photos": strip([picture.image for picture in world.pictures(identity)])}
-    kept = {condition: strip_path(folder, identity, condition) for condition in CONDITIONS}
-    rows |= {condition: Image.open(kept[condition]) for condition in CONDITIONS if kept[condition].is_file()}
+    rows = {"photos": strip([world.photo(scene) for scene in world.scenes(identity)])}
+    kept = {condition: strip_path(folder, identity, condition) for condition in ALL}
+    rows |= {condition: Image.open(path) for condition, path in kept.items() if path.is_file()}
     named_rows(rows, label=120).save(path, optimize=True)
 
 
@@ -250,6 +365,11 @@ def having(results: list[dict], *conditions: str) -> list[dict]:
     return [result for result in results if all(condition in result for condition in conditions)]
 
 
+def measures_of(results: list[dict], condition: str, *among: str) -> list[str]:
+    """Those among these that all have numbers of: without places there are no masks."""
+    return [what for what in among if all(what in result[condition] for result in results)]
+
+
 def table(results: list[dict]) -> dict:
     """Each condition's means with their intervals, and the median of a training step's seconds.
 
@@ -258,20 +378,22 @@ def table(results: list[dict]) -> dict:
     from ..scores.statistics import mean_interval
 
     rows = {}
-    for condition in CONDITIONS:
+    for condition in ALL:
         found = having(results, condition)
         if not found:
             continue
         seconds = sorted(result[condition]["seconds"] for result in found)
         row = {"identities": len(found), "seconds": seconds[len(found) // 2]}
-        for what in MEASURES:
+        for what in measures_of(found, condition, *MEASURES, *PARTS, *MASKS):
             values = of_identities(found, condition, what)
-            interval = [
-                None if math.isnan(end) else end for end in mean_interval(values)
-            ]  # None: all alike, or one alone
-            row[what], row[f"{what}_interval"] = sum(values) / len(values), interval
+            row[what], row[f"{what}_interval"] = sum(values) / len(values), known(mean_interval(values))
         rows[condition] = row
     return rows
+
+
+def known(interval) -> list:
+    """The ends of an interval, None where all are alike or one alone."""
+    return [None if math.isnan(end) else end for end in interval]
 
 
 def gains(results: list[dict]) -> dict[str, dict]:
@@ -279,48 +401,70 @@ def gains(results: list[dict]) -> dict[str, dict]:
     from ..scores.statistics import mean_difference_interval
 
     found = {}
-    for condition in CONDITIONS:
+    for condition in ALL:
         both = having(results, "ViCo", condition)
         if condition == "ViCo" or not both:
             continue
         found[condition] = {}
-        for what in MEASURES:
+        for what in measures_of(both, condition, *MEASURES, *PARTS):
             a, b = (of_identities(both, name, what) for name in ("ViCo", condition))
-            ends = [None if math.isnan(end) else end for end in mean_difference_interval(a, b)]
-            found[condition][what] = [sum(a) / len(a) - sum(b) / len(b), *ends]
+            difference = sum(a) / len(a) - sum(b) / len(b)
+            found[condition][what] = [difference, *known(mean_difference_interval(a, b))]
     return found
 
 
 def cell(row: dict, what: str) -> str:
+    if what not in row:
+        return ""
     low, high = row[f"{what}_interval"]
     return f"{row[what]:.3f}" if low is None else f"{row[what]:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def gain_cell(gain: list) -> str:
+def gain_cell(gain: list | None) -> str:
+    if gain is None:
+        return ""
     mean, low, high = gain
     return f"{mean:+.3f}" if low is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
+def lines_of(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """A table in Markdown, an empty line after it."""
+    cells = list(header)
+    return [f"| {' | '.join(row)} |" for row in (cells, ["---"] * len(cells), *rows)] + [""]
+
+
 def as_markdown(rows: dict, added: dict, plan: Plan) -> str:
-    lines = [
-        "| condition | creatures | identity | recognition | prompt | s a step |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for condition, row in rows.items():
-        seconds = f"{row['seconds']:.2f}" if row["seconds"] else ""
-        told = f"{condition}: {CONDITIONS[condition]}"
-        lines.append(
-            f"| {told} | {row['identities']} | {' | '.join(cell(row, what) for what in MEASURES)} | {seconds} |"
-        )
-    lines += ["", "| ViCo over, identity by identity | identity | recognition | prompt |", "| --- | --- | --- | --- |"]
-    lines += [f"| {name} | {' | '.join(gain_cell(g[what]) for what in MEASURES)} |" for name, g in added.items()]
+    lines = lines_of(
+        ["condition", "creatures", *MEASURES, "s a step"],
+        (
+            [
+                f"{name}: {ALL[name].told}",
+                str(row["identities"]),
+                *(cell(row, what) for what in MEASURES),
+                f"{row['seconds']:.2f}" if row["seconds"] else "",
+            ]
+            for name, row in rows.items()
+        ),
+    )
+    lines += lines_of(
+        ["ViCo over, identity by identity", *MEASURES],
+        ([name, *(gain_cell(gain.get(what)) for what in MEASURES)] for name, gain in added.items()),
+    )
+    lines += lines_of(
+        ["told from twins by", *PARTS, *(f"overlap of {what}" for what in MASKS)],
+        ([name, *(cell(row, what) for what in (*PARTS, *MASKS))] for name, row in rows.items()),
+    )
+    lines += lines_of(
+        ["ViCo over, identity by identity", *PARTS],
+        ([name, *(gain_cell(gain.get(what)) for what in PARTS)] for name, gain in added.items()),
+    )
     told = (
         f"Held-out creatures, {plan.photos} photos, {plan.prompts} prompts, {plan.seeds} seeds; {plan.steps} steps of {plan.batch}, "
         f"rates {plan.word_lr:g} (word) and {plan.attention_lr:g} (image attention); {plan.sampler} {plan.sampling_steps} steps, "
         f"CFG {plan.cfg:g}. "
         "Means over creatures, 95% bootstrap intervals over creatures."
     )
-    return "\n".join(lines) + f"\n\n{told}\n"
+    return "\n".join(lines) + f"\n{told}\n"
 
 
 def as_json(rows: dict) -> dict:
@@ -328,7 +472,8 @@ def as_json(rows: dict) -> dict:
     return {
         condition: {
             key: value
-            for what in MEASURES
+            for what in (*MEASURES, *PARTS, *MASKS)
+            if what in row
             for key, value in zip(
                 (what, f"{what}_low", f"{what}_high"), (row[what], *row[f"{what}_interval"]), strict=True
             )
@@ -360,7 +505,7 @@ def draw_figure(rows: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6, 4.5))
-    for condition, row in rows.items():
+    for condition, row in ((name, row) for name, row in rows.items() if "prompt" in row):
         spread = [
             [[row[w] - low], [high - row[w]]] if low is not None else None
             for w, (low, high) in ((w, row[f"{w}_interval"]) for w in ("prompt", "identity"))
@@ -430,7 +575,7 @@ def main() -> None:
         "--output", type=Path, default=ROOT / "output" / "vico_evidence", help="folder of the raw numbers"
     )
     parser.add_argument("--docs", type=Path, help="folder for table, figure and picture grid (default: --output)")
-    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS), help="only these")
+    parser.add_argument("--conditions", nargs="+", choices=ALL, default=list(CONDITIONS), help="only these")
     parser.add_argument("--architecture", choices=list(PLANS), default="U-Net", help="of the world's model")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")

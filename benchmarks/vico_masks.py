@@ -15,9 +15,8 @@ from pathlib import Path
 
 from ..scripts.get_host import ROOT
 from ..scripts.host import Host
-from .vico_evidence import OBJECT_SIZE, World, evaluated_identities
+from .vico_evidence import LEVELS, OBJECT_SIZE, World, evaluated_identities, overlap
 
-LEVELS = (0.25, 0.5, 0.75)  # of the noise schedule
 RULES = ("text", "all keys", "picture")
 
 
@@ -105,17 +104,6 @@ def other_rules(override, columns: list[int], maps: dict):
         return override(plain, q, k, v, heads, *args, **kwargs)
 
     return attend
-
-
-def overlap(attention, truth, grid) -> float:
-    """Intersection over union of Otsu's mask of a map [1, N] with the true mask [H, W] on the grid."""
-    import torch.nn.functional as F
-
-    from ..vico_core import object_mask
-
-    mask = object_mask(attention)[0]
-    true = F.adaptive_avg_pool2d(truth.float()[None, None], grid).flatten() > 0.5
-    return float((mask & true).sum() / (mask | true).sum())
 
 
 def measured(host: Host, architecture: str, creatures: int) -> dict[str, dict[str, float]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -77,7 +77,35 @@ def recognition(art: np.ndarray, who: Identity) -> np.ndarray:
     1 where a picture shows this creature; about a half, over many creatures, where it shows any of the class and colour.
     A blurred or pale drawing lowers it less than the similarity, since it lowers the others' similarities too.
     """
+    return _told_from(art, who, [identity(seed, who.class_word, who.colour) for seed in RIVALS])
+
+
+def told_from_twins(art: np.ndarray, who: Identity) -> dict[str, np.ndarray]:
+    """By one part at a time, the share of twins, other in that part alone, that each picture resembles less: {part: [B] in [0, 1]}.
+
+    Parts: marking (its kind, place and colour), shape, eyes, and the body's colour within its family. The twins have the parts
+    of the creatures that `recognition` goes by; one that is drawn alike (plain, whatever the marking's colour) is none.
+    """
     others = [identity(seed, who.class_word, who.colour) for seed in RIVALS]
+    parts = {
+        "marking": ("marking", "marking_phase", "accent"),
+        "shape": ("shape",),
+        "eyes": ("eyes",),
+        "colour": ("body",),
+    }
+    twins = {
+        part: {replace(who, **{name: getattr(other, name) for name in names}) for other in others}
+        for part, names in parts.items()
+    }
+    own = draw(who, SIDES["large"], 1.0)[0]
+    seen = {
+        part: [twin for twin in sorted(of, key=repr) if (draw(twin, SIDES["large"], 1.0)[0] != own).any()]
+        for part, of in twins.items()
+    }
+    return {part: _told_from(art, who, of) for part, of in seen.items()}
+
+
+def _told_from(art: np.ndarray, who: Identity, others: list[Identity]) -> np.ndarray:
     own = identity_similarity(art, who)
     return np.mean([identity_similarity(art, other) < own for other in others], axis=0)
 

@@ -13,7 +13,7 @@ from .base import base_hash, same_base
 from .concept import ViCoConcept, concept_files
 from .image_attention import ImageAttention
 from .placeholder import check_prompt, embed_placeholder, find_columns, first_end_of_text, isolate
-from .places import Place, find_places, place_count, place_parameters, spread_places
+from .places import Place, decoder_places, paper_places, place_count, place_parameters, spread_places
 from .reference import FeatureBank, Features, Kept, feature_bytes, gather_tokens, keep_tokens, side_by_side
 
 __all__ = [
@@ -29,16 +29,17 @@ __all__ = [
     "check_prompt",
     "column_attention",
     "concept_files",
+    "decoder_places",
     "embed_placeholder",
     "feature_bytes",
     "find_columns",
-    "find_places",
     "first_end_of_text",
     "gather_tokens",
     "isolate",
     "keep_tokens",
     "object_mask",
     "otsu_threshold",
+    "paper_places",
     "place_count",
     "place_parameters",
     "read_columns",

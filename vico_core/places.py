@@ -22,11 +22,10 @@ class Place:
     block: str
 
 
-def find_places(keys: Iterable[str]) -> list[Place]:
-    """The places of a U-Net, told by its parameter names (`output_blocks.N.M.transformer_blocks.K. …`), in the order they run.
+def decoder_places(keys: Iterable[str]) -> list[Place]:
+    """Every place that a U-Net has, told by its parameter names (`output_blocks.N.M.transformer_blocks.K. …`), in the order they run.
 
-    Every second decoder block that has attention: 4, 6, 8, 10 in SD1.x and SD2.x; 1, 3, 5 in SDXL; there the last transformer
-    block of each. Empty for other models.
+    After each decoder block that has attention, behind the last of its transformer blocks. Empty for other models.
     """
     depths: dict[str, tuple[int, int]] = {}
     for key in keys:
@@ -35,7 +34,12 @@ def find_places(keys: Iterable[str]) -> list[Place]:
             name, level, depth = found[1], int(found[2]), int(found[3])
             depths[name] = (level, max(depth, depths.get(name, (level, 0))[1]))
     ordered = sorted((level, name, depth) for name, (level, depth) in depths.items())
-    return [Place(name, f"{name}.transformer_blocks.{depth}") for _, name, depth in ordered[1::2]]
+    return [Place(name, f"{name}.transformer_blocks.{depth}") for _, name, depth in ordered]
+
+
+def paper_places(places: Sequence[Place]) -> list[Place]:
+    """The paper's of a U-Net's places, every second one: 4, 6, 8, 10 in SD1.x and SD2.x; 1, 3, 5 in SDXL."""
+    return list(places[1::2])
 
 
 def spread_places(blocks: Sequence[str], count: int) -> list[Place]:

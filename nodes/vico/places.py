@@ -11,7 +11,8 @@ from ...vico_core import (
     ImageAttention,
     Place,
     ViCoConcept,
-    find_places,
+    decoder_places,
+    paper_places,
     place_count,
     place_parameters,
     spread_places,
@@ -27,7 +28,7 @@ FORWARDS = ("_forward", "forward_orig", "forward_core_with_concat")  # what a va
 def family_name(network: torch.nn.Module) -> str | None:
     """The family that image attention knows this network by; None where it knows none."""
     if isinstance(network, UNetModel):
-        return UNET if unet_places(network) else None
+        return UNET if paper_places(unet_places(network)) else None
     family = transformer_family(network)
     if family is None or family.name not in LAYOUTS or not runs_as(network, family.kind):
         return None
@@ -39,7 +40,7 @@ def runs_as(network: torch.nn.Module, kind: type) -> bool:
 
 
 def unet_places(network: torch.nn.Module) -> list[Place]:
-    return find_places(name for name, _ in network.named_parameters())
+    return decoder_places(name for name, _ in network.named_parameters())
 
 
 def layout_of(network: torch.nn.Module) -> Layout | None:
@@ -69,7 +70,7 @@ def known_family(model) -> str:
 
 
 def possible_places(network: torch.nn.Module) -> list[Place]:
-    """All places of a U-Net; after any block of a diffusion transformer."""
+    """After any decoder block with attention of a U-Net; after any block of a diffusion transformer."""
     family = transformer_family(network)
     if family is None:
         return unet_places(network)
@@ -77,10 +78,10 @@ def possible_places(network: torch.nn.Module) -> list[Place]:
 
 
 def default_places(network: torch.nn.Module) -> list[Place]:
-    """All places of a U-Net; in a transformer as many, up to four, as come closest to the paper's share of the parameters."""
+    """The paper's of a U-Net; in a transformer as many, up to four, as come closest to the paper's share of the parameters."""
     possible = possible_places(network)
     if layout_of(network) is None:
-        return possible
+        return paper_places(possible)
     dim = tokens_of(network, possible[0]).dim
     return spread_places([place.block for place in possible], place_count(dim, parameters_of(network)))
 

@@ -9,11 +9,12 @@ from vico_spin.vico_core import (
     Kept,
     check_prompt,
     column_attention,
+    decoder_places,
     feature_bytes,
-    find_places,
     gather_tokens,
     isolate,
     object_mask,
+    paper_places,
     side_by_side,
 )
 from vico_spin.vico_core.placeholder import check_placeholder, names
@@ -37,9 +38,10 @@ def keys(levels, depth=1):
     ],
 )
 def test_places_are_every_second_attention_block_of_the_decoder(levels, depth, expected):
-    places = find_places(["input_blocks.1.1.transformer_blocks.0.norm1.weight", *keys(levels, depth)])
-    assert [place.name for place in places] == expected
-    assert all(place.block == f"{place.name}.transformer_blocks.{depth - 1}" for place in places)
+    possible = decoder_places(["input_blocks.1.1.transformer_blocks.0.norm1.weight", *keys(levels, depth)])
+    assert [place.name for place in possible] == [f"output_blocks.{level}.1" for level in levels]
+    assert [place.name for place in paper_places(possible)] == expected
+    assert all(place.block == f"{place.name}.transformer_blocks.{depth - 1}" for place in possible)
 
 
 @pytest.mark.parametrize(
