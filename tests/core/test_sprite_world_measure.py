@@ -17,6 +17,7 @@ from vico_spin.sprite_world.measure import (
     read_pictures,
     recognition,
     to_art,
+    told_from_twins,
 )
 from vico_spin.sprite_world.pictures import Picture, chosen_pictures, pictures, render, show
 from vico_spin.sprite_world.scenes import ART, paint
@@ -77,6 +78,18 @@ def test_a_creature_is_recognised_among_others_of_its_class_and_colour():
     others = [identity(7000 + i, fine.who.class_word, fine.who.colour) for i in range(12)]
     art = np.stack([render(replace(fine, who=other))[0] for other in others])
     assert recognition(art, fine.who).mean() < 0.6
+
+
+def test_a_creature_is_told_from_its_twins_by_the_part_that_differs():
+    """Its own picture by every part; that of a twin with other eyes by all parts but these; a plain one has no twin by an accent."""
+    one = next(p for p in pictures(9, held_out=True) if p.count == 1)
+    own = told_from_twins(render(replace(one, taste=1.0))[0][None], one.who)
+    assert list(own) == ["marking", "shape", "eyes", "colour"] and all(told[0] == 1 for told in own.values())
+    twin = replace(one.who, eyes=(one.who.eyes + 1) % 3)
+    of_twin = told_from_twins(render(replace(one, who=twin, taste=1.0))[0][None], one.who)
+    assert of_twin["eyes"][0] < 1 and of_twin["marking"][0] == of_twin["shape"][0] == 1
+    plain = replace(one.who, marking="plain")
+    assert told_from_twins(render(replace(one, who=plain, taste=1.0))[0][None], plain)["marking"][0] == 1
 
 
 def test_empty_scenes_are_no_creature():
