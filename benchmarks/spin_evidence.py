@@ -6,15 +6,17 @@ with faults, chosen by people who look for taste, prompt and fidelity in differe
 and KTO learn from both pictures. All methods take equal numbers of gradient steps over the same pairs; those "from SFT" take
 their first third as SFT. Each has the rate at which its pictures are worth the most to people in the mean, over its three
 thirds, on other prompts and another training seed, at label noise 0.2: rates are tried upwards until one that is at least
-2.5 times the best is worse. "SPIN in short rounds", run where --methods names it, is SPIN at
-its rate with three rounds of a third of the steps (16 of 50) for each.
+2.5 times the best is worse. "SPIN in short rounds" is SPIN at its rate with three rounds of a third of the steps (16 of 50) for
+each.
 
 Judges: taste, prompt, fidelity, people in the mean, and a preference model that learnt from 20,000 noisy choices. A win is a
 picture that the judge puts above the other model's of the same prompt and noise; intervals are bootstrapped over prompts and
 training seeds.
 
 Every training is kept in --output as the pictures that it drew, and found again: a run can be cut, several processes share
-the work of one folder, and --noise, --methods, --seeds and --real take a part of it. Documents show what the folder holds.
+the work of one folder, and --pairs, --noises, --methods, --reals and --seeds take a part of it. Documents show what the folder
+holds. The whole: all methods on people's pairs at label noise 0.2, DPO on more of them; DPO and SPIN at the other shares of
+wrong labels, and on pairs of one scene without and with 20% of them.
 """
 
 import argparse
@@ -22,9 +24,9 @@ import fcntl
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -67,7 +69,7 @@ class Sizes:
     search_prompts: int = 40
     sampling_steps: int = 15
     choices: int = CHOICES
-    rates: tuple[float, ...] = (2e-5, 4e-5, 7e-5, 1.2e-4, 2e-4, 4e-4, 7e-4, 1.2e-3, 2e-3, 4e-3)
+    rates: tuple[float, ...] = (4e-5, 7e-5, 1.2e-4, 2e-4, 4e-4, 7e-4, 1.2e-3, 2e-3)
 
 
 QUICK = Sizes(
@@ -246,13 +248,13 @@ def held(path: Path, wait: bool) -> Iterator[bool]:
 
 @dataclass(frozen=True)
 class Part:
-    """Which trainings: all of them, by default."""
+    """Which trainings: every method on every kind of pairs at every share of wrong labels; DPO on other numbers of pairs."""
 
-    pairs: tuple[str, ...]
-    noises: tuple[float, ...]
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    reals: tuple[int, ...]
+    pairs: tuple[str, ...] = ("independent",)
+    noises: tuple[float, ...] = (SEARCHED_AT,)
+    methods: tuple[str, ...] = ("DPO", "SPIN")
+    reals: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
 
     def cells(self, study: Study) -> Iterator[Cell]:
         """The most informative first: one training seed over everything, then the others."""
@@ -266,18 +268,26 @@ class Part:
                 yield Cell("independent", SEARCHED_AT, real, "DPO", study.rate("independent", "DPO"), seed)
 
 
-def work(study: Study, part: Part) -> None:
+WHOLE = (
+    Part(methods=tuple(METHODS), reals=(128, 256, 512)),
+    Part(noises=tuple(noise for noise in NOISES if noise != SEARCHED_AT)),
+    Part(pairs=("same-scene",), noises=(0.0, SEARCHED_AT)),
+)
+
+
+def work(study: Study, parts: Sequence[Part]) -> None:
     """Trains what is missing; what another process is at is left to it at first, and waited for in the end."""
     study.base(SEARCH_SEED)
+    searches = dict.fromkeys(pair for part in parts for pair in itertools.product(part.pairs, part.methods))
     for wait in (False, True):
-        for kind, name in itertools.product(part.pairs, part.methods):
+        for kind, name in searches:
             study.search(kind, name, wait=wait)
-    for kind, name in itertools.product(part.pairs, part.methods):
+    for kind, name in searches:
         print(kind, name, told(study.search(kind, name)), flush=True)
-    for seed in part.seeds:
+    for seed in sorted({seed for part in parts for seed in part.seeds}):
         study.base(seed)
     for wait in (False, True):
-        for cell in part.cells(study):
+        for cell in (cell for part in parts for cell in part.cells(study)):
             study.trained(cell, wait)
 
 
@@ -285,16 +295,15 @@ def told(worth: dict[float, float]) -> str:
     return ", ".join(f"{rate:g}: {value:.3f}" for rate, value in worth.items())
 
 
-def parse_options():
+def parse_options(arguments: Sequence[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small: does it all run?")
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["independent", "same-scene"])
-    parser.add_argument("--noise", nargs="+", type=float, default=NOISES, help="shares of wrong labels")
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=[name for name in METHODS if name not in RATE_OF]
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), help="training seeds")
-    parser.add_argument("--real", nargs="*", type=int, default=(128, 256, 512), help="numbers of pairs for DPO alone")
+    chosen = parser.add_argument_group("a part of the whole, where one of these is given")
+    chosen.add_argument("--pairs", nargs="+", choices=PAIRS)
+    chosen.add_argument("--noises", nargs="+", type=float, help="shares of wrong labels")
+    chosen.add_argument("--methods", nargs="+", choices=METHODS)
+    chosen.add_argument("--reals", nargs="+", type=int, help="other numbers of pairs, for DPO alone")
+    parser.add_argument("--seeds", nargs="+", type=int, default=Part.seeds, help="training seeds")
     parser.add_argument("--rates", nargs="+", type=float, default=Sizes().rates, help="learning rates to choose from")
     parser.add_argument("--tables", action="store_true", help="only the documents of what is there")
     parser.add_argument("--weights", type=Path, default=BASE)
@@ -303,7 +312,14 @@ def parse_options():
     )
     parser.add_argument("--docs", type=Path, help="folder for tables, figures and pictures (default: --output)")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def parts_of(options) -> list[Part]:
+    """One part, as the options name it; the whole where they name none."""
+    named = {field.name: getattr(options, field.name) for field in fields(Part) if field.name != "seeds"}
+    given = {name: tuple(values) for name, values in named.items() if values is not None}
+    return [replace(part, seeds=tuple(options.seeds)) for part in ([Part(**given)] if given else WHOLE)]
 
 
 def main() -> None:
@@ -313,9 +329,8 @@ def main() -> None:
     folder = options.output / ("quick" if options.quick else "full")
     sizes = QUICK if options.quick else replace(Sizes(), rates=tuple(sorted(options.rates)))
     study = Study(options.weights, sizes, folder)
-    part = Part(*map(tuple, (options.pairs, options.noise, options.methods, options.seeds, options.real)))
     if not options.tables:
-        work(study, part)
+        work(study, parts_of(options))
     found = write_documents(study, options.docs or folder)
     if options.json:
         print(json.dumps(found))

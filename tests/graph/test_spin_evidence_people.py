@@ -9,7 +9,19 @@ import pytest
 import torch
 
 from vico_spin.benchmarks.spin_documents import write_documents
-from vico_spin.benchmarks.spin_evidence import SEARCH_SEED, Cell, Sizes, Study, held, save_arrays, searched
+from vico_spin.benchmarks.spin_evidence import (
+    METHODS,
+    NOISES,
+    SEARCH_SEED,
+    Cell,
+    Sizes,
+    Study,
+    held,
+    parse_options,
+    parts_of,
+    save_arrays,
+    searched,
+)
 from vico_spin.benchmarks.spin_judges import Choices, PreferenceModel, crossed_interval, preference, win
 from vico_spin.benchmarks.spin_people import agreement, art_of, blurred, pairs, see, utility
 from vico_spin.scripts.sprite_world_card import BASE
@@ -136,6 +148,19 @@ def test_short_rounds_change_the_rounds_alone(study):
     )
     assert (long.rounds, long.steps, short.rounds, short.steps) == (3, 50, 9, 16)
     assert replace(short, rounds=3, steps=50) == long
+
+
+def test_without_a_part_named_the_whole_is_run():
+    """What the documents show: each method where the labels are as in Pick-a-Pic, DPO and SPIN wherever labels and pairs differ."""
+    whole = parts_of(parse_options([]))
+    assert {(kind, noise) for part in whole for kind in part.pairs for noise in part.noises} == {
+        *(("independent", noise) for noise in NOISES),
+        ("same-scene", 0.0),
+        ("same-scene", 0.2),
+    }
+    assert set(METHODS) == {name for part in whole if part.noises == (0.2,) for name in part.methods}
+    (named,) = parts_of(parse_options(["--methods", "DPO", "SPIN", "--seeds", "1"]))
+    assert named.methods == ("DPO", "SPIN") and named.noises == (0.2,) and named.seeds == (1,) and not named.reals
 
 
 def test_documents_show_what_the_folder_holds(study, tmp_path):
