@@ -3,7 +3,8 @@ export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT = 0
 PYTHON := .venv/bin/python
 # Two processes of one thread each take half the time of one with two: most of the tests' operations are small.
-ON_THE_HOST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not gpu" -n 2 --dist loadfile tests/graph
+# In the files' own order: by their number of tests the longest file (test_benchmarks) would run last, alone.
+ON_THE_HOST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder tests/graph
 
 .PHONY: setup demo test test-core test-graph lint bench browser transformers4
 
