@@ -6,8 +6,8 @@ with faults, chosen by people who look for taste, prompt and fidelity in differe
 and KTO learn from both pictures. All methods take equal numbers of gradient steps over the same pairs; those "from SFT" take
 their first third as SFT. Each has the rate at which its pictures are worth the most to people in the mean, over its three
 thirds, on other prompts and another training seed, at label noise 0.2: rates are tried upwards until one that is at least
-2.5 times the best is worse. "SPIN in short rounds" is SPIN at its rate with three rounds of a third of the steps (16 of 50) for
-each.
+2.5 times the best is worse, and where the lowest is the best, halves of it until one is worse. "SPIN in short rounds" is SPIN
+at its rate with three rounds of a third of the steps (16 of 50) for each.
 
 Judges: taste, prompt, fidelity, people in the mean, and a preference model that learnt from 20,000 noisy choices. A win is a
 picture that the judge puts above the other model's of the same prompt and noise; intervals are bootstrapped over prompts and
@@ -164,7 +164,7 @@ class Study:
         return replace(METHODS[cell.name], rate=cell.rate, sft_rate=sft_rate, steps=steps, rounds=rounds)
 
     def search(self, kind: str, name: str, make: bool = True, wait: bool = True) -> dict[float, float]:
-        """What the pictures of each rate are worth: from the lowest up, until one far above the best is worse.
+        """What the pictures of each rate are worth: upwards until one far above the best is worse, then down from the lowest.
 
         make: what is missing, or else leave it out. wait: for a rate that another process is at, or else end there.
         """
@@ -176,7 +176,12 @@ class Study:
                 worth[rate] = found
             if (found is None and make) or (worth and rate >= FAR * max(worth, key=worth.get)):
                 break
-        return worth
+        while worth and (rate := min(worth)) == max(worth, key=worth.get):
+            found = self.worth(searched(kind, name, rate / 2, self.sizes), make, wait)
+            if found is None:
+                break
+            worth[rate / 2] = found
+        return dict(sorted(worth.items()))
 
     def worth(self, cell: Cell, make: bool, wait: bool) -> float | None:
         """What people in the mean find the pictures of all states worth; None where they are not there."""

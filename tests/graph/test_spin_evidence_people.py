@@ -140,6 +140,15 @@ def test_the_rate_is_the_one_whose_pictures_are_worth_most(study):
     assert study.rate("independent", "KTO", make=False) is None
 
 
+def test_below_a_lowest_rate_that_is_the_best_halves_are_tried(study):
+    """SPIN has one rate, 1e-5: finer pictures at half of it and crude ones at a quarter make the half its rate, and end the search."""
+    for rate, taste in ((5e-6, 1.0), (2.5e-6, 0.0), (1.25e-6, 1.0)):
+        art = drawn(study.search_prompts, taste, SEARCH_SEED)
+        save_arrays(study.folder / searched("independent", "SPIN", rate, SIZES).file, {"art": art})
+    assert list(study.search("independent", "SPIN", make=False)) == [2.5e-6, 5e-6, 1e-5]
+    assert study.rate("independent", "SPIN", make=False) == 5e-6
+
+
 def test_short_rounds_change_the_rounds_alone(study):
     """At SPIN's rate: three rounds of 16 steps where SPIN has one of 50, and no search of its own."""
     long, short = (
