@@ -1,11 +1,15 @@
 """Apply ViCo in the real sampler: exact where it must be the plain model, cached where it may be, and never in another's way."""
 
+from dataclasses import replace
+
 import comfy.samplers
 import pytest
 import torch
 
 from vico_spin.nodes.vico.attach import step_bytes
 from vico_spin.tests.graph.vico_bench import PLACES, PROMPT, STEPS, Bench, close, make_concept
+
+ADDS = [f"{layer}.{what}" for layer in ("attn1.to_out.0", "attn2.to_out.0", "ff.net.2") for what in ("weight", "bias")]
 
 # The plain model, exactly
 
@@ -419,6 +423,20 @@ def test_a_compiled_model_gives_the_same_picture(bench):
     assert close(bench.sample(compiled, clip), expected)
     assert close(bench.sample(compiled, clip, seed=2), bench.sample(model, clip, seed=2))
     bench.count_passes()
+
+
+def test_a_concept_may_sit_behind_any_decoder_block(bench):
+    """At four more places that add nothing the picture is that of the paper's four, bit for bit; one that adds something changes it."""
+    widths = {f"output_blocks.{level}.1": width for level, width in zip((3, 5, 7, 11), (128, 128, 64, 32), strict=True)}
+    more = make_concept(seed=3, places=widths)
+    nothing = {place: {**weights, **{k: 0 * weights[k] for k in ADDS}} for place, weights in more.modules.items()}
+    expected = bench.sample(*bench.apply())
+    for modules, same in (
+        (nothing, True),
+        ({**nothing, "output_blocks.11.1": more.modules["output_blocks.11.1"]}, False),
+    ):
+        concept = replace(bench.concept, modules={**bench.concept.modules, **modules})
+        assert torch.equal(bench.sample(*bench.apply(concept=concept)), expected) == same
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
