@@ -26,6 +26,7 @@ DUELS = (
 )
 CLAIMED = {"SFT": 1, "DPO": 2}  # the round from which the paper has SPIN above it
 SHOWN = 8  # pictures a model in the grid
+FARTHEST = 1.7  # times the base's distances: what lies beyond is outside the figure of the front
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,9 @@ def draw_front(study: Study, path: Path, kind: str = "independent") -> None:
         draw_rates(axes[1], name, rates, [frechet(art) for art in arts], y)
     axes[0].axvline(start["fidelity"].mean(), color="grey", linewidth=0.8)
     axes[1].axvline(frechet(base[0]), color="grey", linewidth=0.8)
+    # A rate at which a method collapses would press all others into a corner.
+    axes[0].set_xlim(left=FARTHEST * start["fidelity"].mean())
+    axes[1].set_xlim(right=FARTHEST * frechet(base[0]))
     axes[1].invert_xaxis()
     axes[0].set(xlabel="fidelity: minus the distance to the true scene", ylabel="wins over the base, preference model")
     axes[1].set(xlabel="Fréchet distance to fine pictures (better to the right)")

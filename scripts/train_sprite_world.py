@@ -3,6 +3,10 @@
     python -m vico_spin.scripts.train_sprite_world --minutes 100            # start, or go on where an earlier run stopped
     python -m vico_spin.scripts.sprite_world_card --export           # write the averaged weights so far into sprite_world/weights
 
+The U-Net anew beside the shipped autoencoder and text encoder, which stay as they are:
+
+    python -m vico_spin.scripts.train_sprite_world --start sprite_world/weights/base.safetensors --keep-text --steps 4000 --compile
+
 The second world's transformer learns on the first one's autoencoder and text encoder, which stay as they are:
 
     python -m vico_spin.scripts.train_sprite_world --architecture DiT --steps 7000 --workers 1 --compile
@@ -20,6 +24,7 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,9 +223,10 @@ class Workers:
     def average_gradients(self, parameters: list[Tensor]) -> None:
         if self.number == 1:
             return
-        flat = torch.cat([p.grad.flatten() for p in parameters])
-        parts = (self.sum(flat) / self.number).split([p.numel() for p in parameters])
-        for p, part in zip(parameters, parts, strict=True):
+        learning = [p for p in parameters if p.requires_grad]
+        flat = torch.cat([p.grad.flatten() for p in learning])
+        parts = (self.sum(flat) / self.number).split([p.numel() for p in learning])
+        for p, part in zip(learning, parts, strict=True):
             p.grad = part.view_as(p)
 
     def from_first(self, value: float) -> float:
@@ -414,12 +420,13 @@ class Trainer:
         return loss.item()
 
     @torch.no_grad()
-    def start_from(self, shipped: dict[str, Tensor]) -> None:
-        """Takes over the weights of a shipped file, with fresh optimizers."""
+    def start_from(self, shipped: dict[str, Tensor], part: str = "") -> None:
+        """Takes over the weights of a shipped file, or of a part of it, with fresh optimizers."""
         require_words(shipped, self.words)
         for name, p in self.weights().items():
-            p.copy_(shipped[shipped_name(name)])
-            self.average[name].copy_(p)
+            if name.startswith(part):
+                p.copy_(shipped[shipped_name(name)])
+                self.average[name].copy_(p)
 
     def state(self) -> dict:
         return {name: module.state_dict() for name, module in self.modules.items()} | {
@@ -446,6 +453,9 @@ class UNetTrainer(Trainer):
     part, batch_size = "unet", BATCH
 
     def __init__(self, host, words: Words, device: str, workers: Workers, compiled: bool = False):
+        from comfy.ldm.modules.attention import SpatialTransformer
+        from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+
         torch.manual_seed(DATA_SEED)
         base = host.build_unet()
         unet = base.diffusion_model.requires_grad_(True).train()
@@ -453,10 +463,17 @@ class UNetTrainer(Trainer):
         initialise(unet, text)
         unet.to(device, memory_format=torch.channels_last)
         text.to(device)
-        self.predict = torch.compile(unet, dynamic=False) if compiled else unet
-        self.encode = torch.compile(text, dynamic=False) if compiled else text
+        if compiled:
+            compile_blocks(block for block in unet.modules() if isinstance(block, (ResBlock, SpatialTransformer)))
+            compile_blocks(text.layers)
+        self.predict, self.encode = unet, text
         self.sigmas = base.model_sampling.sigmas.to(device)
         super().__init__({"unet": unet, "text": text}, UNET_ENDS, words, device, workers)
+
+    def keep_text(self, shipped: dict[str, Tensor]) -> None:
+        """The text encoder of a shipped file, which learns no more: the DiT, and concepts, stand on it."""
+        self.start_from(shipped, "text.")
+        self.modules["text"].requires_grad_(False)
 
     def loss(self, latent: Tensor, rows: Tensor) -> Tensor:
         t = drawn_timesteps(len(latent), self.generator).to(self.device)
@@ -485,7 +502,7 @@ class DiTTrainer(Trainer):
         initialise_dit(self.dit)
         self.dit.to(device)
         if compiled:
-            compile_blocks(self.dit)
+            compile_blocks([*self.dit.noise_refiner, *self.dit.context_refiner, *self.dit.layers])
         self.encode = shipped_text(host, words, base).to(device)
         self.training_mode = training_mode
         super().__init__({"dit": self.dit}, DIT_ENDS, words, device, workers)
@@ -507,10 +524,13 @@ class DiTTrainer(Trainer):
         return (predicted.float() - (eps - latent)).square().mean()
 
 
-def compile_blocks(dit: nn.Module) -> None:
-    """Each block by itself; the few numbers of tokens that occur each get their own code."""
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Each block by itself; the few shapes that occur each get their own code.
+
+    Not the network as a whole: torch 2.13's inductor loses the gradient of a U-Net's inner levels on a CPU.
+    """
     torch._dynamo.config.recompile_limit = 64
-    for block in [*dit.noise_refiner, *dit.context_refiner, *dit.layers]:
+    for block in blocks:
         block.compile(dynamic=False)
 
 
@@ -593,7 +613,9 @@ def new_trainer(host, words: Words, workers: Workers, options: argparse.Namespac
     if options.architecture == "DiT":
         return DiTTrainer(host, words, load_file(options.start), options.device, workers, options.compile)
     trainer = UNetTrainer(host, words, options.device, workers, options.compile)
-    if options.start:
+    if options.start and options.keep_text:
+        trainer.keep_text(load_file(options.start))
+    elif options.start:
         trainer.start_from(load_file(options.start))
     return trainer
 
@@ -638,6 +660,11 @@ def parse() -> argparse.Namespace:
         type=Path,
         help="a shipped base.safetensors: the U-Net goes on from it where --work is empty; the DiT stands on its "
         "autoencoder and text encoder (default: the one that is shipped)",
+    )
+    parser.add_argument(
+        "--keep-text",
+        action="store_true",
+        help="of --start only autoencoder and text encoder, as they are: the U-Net learns from nothing beside them",
     )
     parser.add_argument("--pictures", type=int, default=PICTURES, help="size of the training set")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (CPU only)")

@@ -108,6 +108,20 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(trainer, tmp
         assert torch.equal(p, q)
 
 
+def test_every_matrix_of_the_u_net_learns_beside_a_text_encoder_that_stays():
+    """Four steps: residual branches end in zeros, so that what is in them moves from the third on."""
+    ours = trainer()
+    shipped = {shipped_name(name): torch.full_like(p, 0.25) for name, p in ours.weights().items()}
+    before = {name: p.clone() for name, p in ours.modules["unet"].named_parameters()}
+    ours.keep_text(shipped | {"token_ids": torch.tensor([1, 2, 3])})
+    steps(ours, 4)
+    assert all((p == 0.25).all() for p in ours.modules["text"].parameters())
+    assert all((ours.average[f"text.{name}"] == 0.25).all() for name, _ in ours.modules["text"].named_parameters())
+    learnt = {name: p for name, p in ours.modules["unet"].named_parameters() if p.ndim > 1}
+    still = [name for name, p in learnt.items() if torch.equal(p, before[name])]
+    assert still == []
+
+
 def test_a_training_can_go_on_from_the_shipped_names():
     ours = trainer()
     shipped = {shipped_name(name): torch.full_like(p, 0.25) for name, p in ours.weights().items()}
