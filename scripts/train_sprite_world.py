@@ -240,17 +240,18 @@ def set_rate(optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-UNET_ENDS = ("input_blocks.0.", "out.", "embedding", "time_embed")
+UNET_ENDS = ("input_blocks.0.", "out.2.", "embedding", "time_embed")
 DIT_ENDS = ("embedder", "adaLN", "final_layer", "pad_token")
 
 
-def optimizers(modules: list[nn.Module], ends: tuple[str, ...], workers: Workers) -> list:
-    """Muon for the matrices inside the networks; AdamW for ends, embeddings, norms and biases."""
+def optimizers(modules: list[nn.Module], ends: tuple[str, ...], weight_decay: float, workers: Workers) -> list:
+    """Muon for the matrices inside the networks, which alone decay; AdamW for ends, embeddings, norms and biases."""
     named = [pair for module in modules for pair in module.named_parameters()]
-    inner = [p for name, p in named if p.ndim >= 2 and ("attn" in name or not any(end in name for end in ends))]
+    inner = [p for name, p in named if p.ndim >= 2 and not any(end in name for end in ends)]
     chosen = {id(p) for p in inner}
     rest = [p for _, p in named if id(p) not in chosen]
-    muon = Muon(inner, MUON_RATE, share=(workers.rank, workers.number), sum_over_workers=workers.sum)
+    share = (workers.rank, workers.number)
+    muon = Muon(inner, MUON_RATE, weight_decay=weight_decay, share=share, sum_over_workers=workers.sum)
     return [muon, torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
@@ -367,12 +368,13 @@ class Trainer:
 
     part: str  # its name in the log
     batch_size: int
+    weight_decay = 0.0  # of what Muon moves
 
     def __init__(
         self, modules: dict[str, nn.Module], ends: tuple[str, ...], words: Words, device: str, workers: Workers
     ):
         self.modules, self.words, self.device, self.workers = modules, words, device, workers
-        self.optimizers = optimizers(list(modules.values()), ends, workers)
+        self.optimizers = optimizers(list(modules.values()), ends, self.weight_decay, workers)
         self.parameters = list(self.weights().values())
         self.average = {name: value.detach().clone() for name, value in self.weights().items()}
         self.generator = torch.Generator()
@@ -448,9 +450,13 @@ class Trainer:
 
 
 class UNetTrainer(Trainer):
-    """U-Net and text encoder together, by the error of v with min-SNR weights."""
+    """U-Net and text encoder together, by the error of v with min-SNR weights.
 
-    part, batch_size = "unet", BATCH
+    Its blocks add to an unnormalized stream through seven levels' worth of layers: where weights only grow, the inner levels'
+    features come to thousands, and their gradient to noise. The decay holds them at about one.
+    """
+
+    part, batch_size, weight_decay = "unet", BATCH, 0.1
 
     def __init__(self, host, words: Words, device: str, workers: Workers, compiled: bool = False):
         from comfy.ldm.modules.attention import SpatialTransformer

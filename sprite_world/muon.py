@@ -22,12 +22,21 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """For matrices and convolution kernels, these read as [out, in * kh * kw]. Not for embeddings, norms or biases.
 
+    weight_decay: decoupled, as AdamW's. Updates have one length whatever the gradient's: without it weights grow all the time.
     Workers that hold equal gradients can split the orthogonalization: `share` is (this worker, their number) and
     `sum_over_workers` adds a tensor up over them.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, share=(0, 1), sum_over_workers=lambda tensor: tensor):
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self,
+        params,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        share=(0, 1),
+        sum_over_workers=lambda tensor: tensor,
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.share, self.sum_over_workers = share, sum_over_workers
 
     @torch.no_grad()
@@ -41,7 +50,7 @@ class Muon(torch.optim.Optimizer):
                 self._orthogonalize(same[worker::workers], directions, updates)
             flat = self.sum_over_workers(torch.cat([updates[p].flatten() for p in params]))
             for p, update in zip(params, flat.split([p.numel() for p in params]), strict=True):
-                p.add_(update.view(p.shape), alpha=-group["lr"])
+                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view(p.shape), alpha=-group["lr"])
 
     def _momentum(self, p: Tensor, momentum: float) -> Tensor:
         """Nesterov's direction, as a matrix."""

@@ -12,7 +12,7 @@ import sprite_world
 from vico_spin.sprite_world.autoencoder import SCALE, SpriteAutoencoder, whiten
 from vico_spin.sprite_world.identity import identity
 from vico_spin.sprite_world.measure import identity_similarity, to_art
-from vico_spin.sprite_world.muon import orthogonalized
+from vico_spin.sprite_world.muon import Muon, orthogonalized
 from vico_spin.sprite_world.pictures import pictures, render, show
 
 WEIGHTS = Path(sprite_world.__file__).parent / "weights" / "base.safetensors"
@@ -45,6 +45,13 @@ def test_orthogonalized_matrices_have_singular_values_near_one():
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalized(torch.randn(2, 24, 40)))
     assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_muon_s_weight_decay_shrinks_by_rate_times_decay():
+    p = torch.nn.Parameter(torch.full((3, 4), 2.0))
+    p.grad = torch.zeros(3, 4)
+    Muon([p], lr=0.1, weight_decay=0.5).step()
+    assert torch.allclose(p, torch.full((3, 4), 1.9))
 
 
 @pytest.fixture(scope="module")

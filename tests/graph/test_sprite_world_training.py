@@ -28,6 +28,8 @@ from vico_spin.scripts.train_sprite_world import (
     main as train_main,
 )
 
+SHIPPED = sorted(BASE.parent.rglob("*.safetensors"))
+
 
 def test_loss_weight_by_hand():
     """(1 + 1/SNR) min(1, 5/SNR): 11 at 0.1, 1.2 at 5, (1 + 1/20)·5/20 at 20."""
@@ -119,6 +121,25 @@ def test_every_matrix_of_the_u_net_learns_beside_a_text_encoder_that_stays():
     assert all((ours.average[f"text.{name}"] == 0.25).all() for name, _ in ours.modules["text"].named_parameters())
     learnt = {name: p for name, p in ours.modules["unet"].named_parameters() if p.ndim > 1}
     still = [name for name, p in learnt.items() if torch.equal(p, before[name])]
+    assert still == []
+
+
+def test_muon_moves_every_matrix_inside_the_u_net_and_lets_it_decay():
+    """Without decay the stream through the inner levels grows until their gradient is lost in bfloat16."""
+    ours = trainer()
+    (group,) = ours.optimizers[0].param_groups
+    moved = {id(p) for p in group["params"]}
+    ends = ["time_embed.0", "time_embed.2", "input_blocks.0.0", "out.2"]
+    others = [name for name, p in ours.modules["unet"].named_parameters() if p.ndim > 1 and id(p) not in moved]
+    assert others == [f"{end}.weight" for end in ends]
+    assert group["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_nothing_shipped_is_as_it_was_initialised(path):
+    """A tensor that no gradient reached is still the zeros or the ones that it began with."""
+    tensors = load_file(path).items()
+    still = [name for name, t in tensors if t.is_floating_point() and t.numel() > 1 and (t == t.flatten()[0]).all()]
     assert still == []
 
 
