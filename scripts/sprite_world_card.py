@@ -82,10 +82,10 @@ CARDS = {
             UNetTrainer,
             "CARD.md",
             DOCS,
-            "A small text-to-image model of Stable Diffusion 1.x's block layout, trained from nothing on procedurally drawn "
-            "pixel art.",
-            "U-Net and text encoder",
-            "min-SNR weights",
+            "A small text-to-image model of Stable Diffusion 1.x's block layout, trained on procedurally drawn pixel art: "
+            "autoencoder and text encoder from nothing at commit `ca419e6`, the U-Net from nothing beside them.",
+            "U-Net",
+            "Muon with a weight decay of 0.1, AdamW; min-SNR weights",
             "two cores",
             "| the examples of the Load nodes | `python -m vico_spin.scripts.make_examples`: concepts of two creatures that "
             "the world's model never saw, and a LoRA of one round of self-play, in float16 |\n"
@@ -101,7 +101,7 @@ CARDS = {
             "A small diffusion transformer of Z-Image's class, trained from nothing on procedurally drawn pixel art; text "
             "encoder and autoencoder are those of the [U-Net's world](CARD.md).",
             "transformer",
-            "flow matching",
+            "Muon, AdamW; flow matching",
             "one core shared with other work",
         ),
     )
@@ -301,7 +301,7 @@ The samples: {columns} a row, prompts that no training picture has, {steps} step
 |---|---|
 | commands | {commands}, on {cores}; then `python -m vico_spin.scripts.sprite_world_card --architecture {name} --export` |
 | data | {pictures} pictures drawn from seed {seed}, {captions} captions each; a tenth of the identities, a tenth of the (class, colour, scene) triples and one scene of each class held out |
-| {learnt} | {step} steps of {batch} pictures ({samples} samples), {minutes:.0f} minutes; Muon, AdamW; {method}; averaged weights shipped |
+| {learnt} | {step} steps of {batch} pictures ({samples} samples), {minutes:.0f} minutes; {method}; averaged weights shipped |
 | last loss | {loss:.4f} |
 {examples}
 ![loss curve](../{docs}/loss.png)
