@@ -33,6 +33,23 @@ def parts(make_sd1, make_clip, make_vae):
 
 
 @pytest.fixture
+def cactus_recognised():
+    """Of a saved picture: the share of other pink cactuses that it resembles less than the one of the example concepts."""
+    import numpy as np
+    from PIL import Image
+
+    from vico_spin.scripts.make_examples import CACTUS
+    from vico_spin.sprite_world.identity import identity
+    from vico_spin.sprite_world.measure import recognition, to_art
+
+    def recognised(path) -> float:
+        image = torch.from_numpy(np.array(Image.open(path).convert("RGB")))[None] / 255
+        return float(recognition(to_art(image), identity(CACTUS.number))[0])
+
+    return recognised
+
+
+@pytest.fixture
 def bench(call, parts):
     """A small model with a concept and a reference; several files try Apply ViCo on it."""
     from vico_spin.tests.graph.vico_bench import Bench
