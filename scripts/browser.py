@@ -77,8 +77,12 @@ class Page:
         return self.page.evaluate("window.ended")
 
     def fit(self) -> None:
-        """Brings the whole graph into view, and waits until it stands still: a picture on a node out of sight is not loaded."""
-        self.page.evaluate("window.seenBefore = null; app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        """Brings the whole graph into view: a picture on a node out of sight is not loaded."""
+        self.look("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+
+    def look(self, move: str) -> None:
+        """Moves the view by this JavaScript, and waits until it stands still."""
+        self.page.evaluate(f"window.seenBefore = null; {move}")
         still = """() => {
             const drawn = [...document.querySelectorAll("[data-node-id]")].map(n => n.getBoundingClientRect());
             const seen = JSON.stringify([app.canvas.ds.scale, [...app.canvas.ds.offset], drawn]), before = window.seenBefore;

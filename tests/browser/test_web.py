@@ -151,7 +151,7 @@ def test_compare_models_has_a_slider_over_its_pictures(open_page, vue):
     assert page.run_to_its_end() == "execution_success"
     node = "app.graph.nodes.find(n => n.type === 'ScoreCompareModels')"
     slider = f"{node}.vicoSpinSlider"
-    page.page.evaluate(f"app.canvas.ds.scale = 0.6; app.canvas.centerOnNode({node}); app.canvas.setDirty(true, true)")
+    page.look(f"app.canvas.ds.scale = 0.6; app.canvas.centerOnNode({node}); app.canvas.setDirty(true, true)")
     page.page.wait_for_function(f"{slider}.pictures.every(p => p.naturalWidth > 0)")
     x, y, width, height = page.page.evaluate(
         f"(r => [r.x, r.y, r.width, r.height])({slider}.frame.getBoundingClientRect())"
