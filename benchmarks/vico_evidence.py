@@ -73,7 +73,7 @@ CONDITIONS = {
 TRIALS = {
     "regularisation x 10": Condition("ten times the paper's weight", regularization=10),
     "all places": Condition("after every decoder block with attention, and not every second", all_places=True),
-    "twice the steps": Condition("1,200 steps for 600", steps=2),
+    "twice the steps": Condition("600 steps for 300", steps=2),
     "larger reference": Condition("the reference at twice the side, in training and drawing", scale=2),
     PHOTOS: Condition("the most that a latent holds of the creature", learns=False),
 }
@@ -102,11 +102,11 @@ class Plan:
     photos: int = 4
     prompts: int = 8
     seeds: int = 4
-    steps: int = 600
+    steps: int = 300
     batch: int = 4
     word_lr: float = 2e-2
     attention_lr: float = 6e-3
-    sampling_steps: int = 25
+    sampling_steps: int = 15
     cfg: float = 2.0
     sampler: str = "ddim"
     scheduler: str = "ddim_uniform"
