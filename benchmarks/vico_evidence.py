@@ -41,6 +41,7 @@ class Condition:
     """How a creature is learnt and drawn; what is not named is as the paper has it.
 
     regularization and steps: times the paper's weight, times the plan's steps. scale: the reference's side against the pictures'.
+    zero_init: image attention begins as the identity, where the plan does not have it so already.
     """
 
     told: str
@@ -52,6 +53,7 @@ class Condition:
     all_places: bool = False
     steps: int = 1
     scale: int = 1
+    zero_init: bool = False
     unseen: bool = False
 
     @property
@@ -73,7 +75,8 @@ CONDITIONS = {
 TRIALS = {
     "regularisation x 10": Condition("ten times the paper's weight", regularization=10),
     "all places": Condition("after every decoder block with attention, and not every second", all_places=True),
-    "twice the steps": Condition("600 steps for 300", steps=2),
+    "twice the steps": Condition("twice as many steps", steps=2),
+    "begins as nothing": Condition("image attention begins as the identity, as on the transformer", zero_init=True),
     "larger reference": Condition("the reference at twice the side, in training and drawing", scale=2),
     PHOTOS: Condition("the most that a latent holds of the creature", learns=False),
 }
@@ -230,7 +233,7 @@ class World:
             load_for_training([patcher, text.patcher])
             shapes = self.shapes(patcher.model, how.all_places) if how.image_attention else []
             words = start_words(text, who.class_word)
-            trained = TrainedConcept(shapes, words, zero_init=self.plan.zero_init).to(patcher.load_device)
+            trained = TrainedConcept(shapes, words, zero_init=self.plan.zero_init or how.zero_init).to(patcher.load_device)
             engine = LocalEngine(patcher.load_device)
             two = HostStreams(patcher, text, trained, "*", engine, detach_reference=how.detach_reference)
             objective = ViCoObjective(two, how.regularization * REGULARIZATION)
