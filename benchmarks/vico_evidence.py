@@ -233,7 +233,9 @@ class World:
             load_for_training([patcher, text.patcher])
             shapes = self.shapes(patcher.model, how.all_places) if how.image_attention else []
             words = start_words(text, who.class_word)
-            trained = TrainedConcept(shapes, words, zero_init=self.plan.zero_init or how.zero_init).to(patcher.load_device)
+            trained = TrainedConcept(shapes, words, zero_init=self.plan.zero_init or how.zero_init).to(
+                patcher.load_device
+            )
             engine = LocalEngine(patcher.load_device)
             two = HostStreams(patcher, text, trained, "*", engine, detach_reference=how.detach_reference)
             objective = ViCoObjective(two, how.regularization * REGULARIZATION)
