@@ -31,11 +31,11 @@ from ..train_core import (
     find_layers,
     lora_delta,
     scaled_linear_alphas_cumprod,
+    unet_layers,
     weights_hash,
 )
 from .spin_people import Pairs
 
-LAYERS = r"\.(to_q|to_k|to_v|to_out\.0|proj_out)$"  # of the LoRA
 JUDGED_CFG = 5.0
 DRAWN_AT_ONCE = 20
 
@@ -201,10 +201,8 @@ class Arena:
         """One round by LoRA, its adapter added to the weights."""
         if method.rounds != 1:
             raise ValueError("the arena plays a LoRA for one round: its opponent draws with the base's weights")
-        rank = method.lora_rank
-        player = LoRAPlayer(
-            UNet(model), model, self.base_hash, find_layers(model, LAYERS), rank, rank, run.settings.seed
-        )
+        rank, layers = method.lora_rank, find_layers(model, unet_layers("attention"))
+        player = LoRAPlayer(UNet(model), model, self.base_hash, layers, rank, rank, run.settings.seed)
         with player.attached():
             play(player, self.opponent(lambda: self.base, method.cfg), run, 1)
         weights = dict(self.base)
