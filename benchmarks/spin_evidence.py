@@ -2,11 +2,12 @@
 
 In the Sprite World, from its base, on pairs as people make them: two independent pictures of one prompt by a stronger model
 with faults, chosen by people who look for taste, prompt and fidelity in different shares, with ties and wrong labels
-(--pairs same-scene: one creature in one scene, drawn finely and crudely). The winners are the real data of SFT and SPIN; DPO
+(--pairs little-better: by a model that draws hardly better than the base; same-scene: one creature in one scene, drawn finely
+and crudely). The winners are the real data of SFT and SPIN; DPO
 and KTO learn from both pictures. All methods take equal numbers of gradient steps over the same pairs; those "from SFT" take
 their first third as SFT. Each has the rate at which its pictures are worth the most to people in the mean, over its three
 thirds, on other prompts and another training seed, at label noise 0.2: rates are tried upwards until one that is at least
-2.5 times the best is worse, and where the lowest is the best, halves of it until one is worse. "SPIN in short rounds" is SPIN
+2.5 times the best is worse, and where the lowest is the best, halves of it until one is worse, three times at most. "SPIN in short rounds" is SPIN
 at its rate with three rounds of a third of the steps (16 of 50) for each.
 
 Judges: taste, prompt, fidelity, people in the mean, and a preference model that learnt from 20,000 noisy choices. A win is a
@@ -16,7 +17,7 @@ training seeds.
 Every training is kept in --output as the pictures that it drew, and found again: a run can be cut, several processes share
 the work of one folder, and --pairs, --noises, --methods, --reals and --seeds take a part of it. Documents show what the folder
 holds. The whole: all methods on people's pairs at label noise 0.2, DPO on more of them; DPO and SPIN at the other shares of
-wrong labels, and on pairs of one scene without and with 20% of them.
+wrong labels, and on pairs of one scene without and with 20% of them; SFT, DPO and SPIN on pictures that are little better.
 """
 
 import argparse
@@ -55,6 +56,7 @@ RATE_OF = {"SPIN in short rounds": "SPIN"}  # one thing changed, so no search of
 NOISES = (0.2, 0.0, 0.4, 0.1, 0.3)  # the most informative first
 SEARCHED_AT, SEARCH_SEED = 0.2, 99
 FAR = 2.5  # times the best rate: a rate beyond that is the last that is tried
+HALVINGS = 3  # of the lowest rate: a method that only harms is the better the less it does
 
 
 @dataclass(frozen=True)
@@ -176,11 +178,14 @@ class Study:
                 worth[rate] = found
             if (found is None and make) or (worth and rate >= FAR * max(worth, key=worth.get)):
                 break
-        while worth and (rate := min(worth)) == max(worth, key=worth.get):
-            found = self.worth(searched(kind, name, rate / 2, self.sizes), make, wait)
+        for _ in range(HALVINGS):
+            if not worth or min(worth) != max(worth, key=worth.get):
+                break
+            rate = min(worth) / 2
+            found = self.worth(searched(kind, name, rate, self.sizes), make, wait)
             if found is None:
                 break
-            worth[rate / 2] = found
+            worth[rate] = found
         return dict(sorted(worth.items()))
 
     def worth(self, cell: Cell, make: bool, wait: bool) -> float | None:
@@ -277,6 +282,7 @@ WHOLE = (
     Part(methods=tuple(METHODS), reals=(128, 256, 512)),
     Part(noises=tuple(noise for noise in NOISES if noise != SEARCHED_AT)),
     Part(pairs=("same-scene",), noises=(0.0, SEARCHED_AT)),
+    Part(pairs=("little-better",), methods=("SFT", "DPO", "SPIN")),
 )
 
 

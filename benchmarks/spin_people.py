@@ -8,7 +8,7 @@ fidelity (how near the picture is to the caption's true scene). How much each co
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ..sprite_world.vocabulary import CLASSES, COLOURS, POSITIONS, SCENES, SIZES
 
 SEEN = ("taste", "prompt", "fidelity")
 FINE, CRUDE = (0.8, 1.0), (0.0, 0.2)  # tastes of the two drawings of a scene
-STRONGER = (0.5, 1.0)  # tastes of the pictures that people are shown: better than the base's mean
+STRONGER, LITTLE_BETTER = (0.7, 1.0), (0.5, 1.0)  # tastes of the pictures that people are shown; the base's mean is 0.7
 MISREAD, BLUR = 0.15, 0.4  # of those pictures: the share in which one word is not followed, and the most blur
 PEOPLE, SHARES = 100, (2.0, 1.0, 1.0)  # how many, and the Dirichlet distribution of what counts for them
 TIES = 0.12  # the share of pairs that a person does not tell apart, as in Pick-a-Pic
@@ -59,9 +59,9 @@ def see(art: np.ndarray, captions: list[str]) -> np.ndarray:
 
 
 @cache
-def spread() -> np.ndarray:
-    """Standard deviations [3] of what is seen among the pictures that people are shown."""
-    drawn = list(itertools.islice(independent(0), 250))
+def spread(kind: str = "independent") -> np.ndarray:
+    """Standard deviations [3] of what is seen among the independent pictures of this kind."""
+    drawn = list(itertools.islice(PAIRS[kind](0), 250))
     shown = [see(np.stack([pair[side] for _, pair in drawn]), [caption for caption, _ in drawn]) for side in (0, 1)]
     return np.concatenate(shown).std(axis=0)
 
@@ -75,15 +75,18 @@ def people() -> np.ndarray:
     return np.random.default_rng(0x9E0B1E).dirichlet(SHARES, PEOPLE)
 
 
-def utility(seen: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """What a picture that is seen so [N, 3] is worth to a person with these weights, or to people in the mean: [N]."""
-    return seen / spread() @ (people().mean(axis=0) if weights is None else weights)
+def utility(seen: np.ndarray, weights: np.ndarray | None = None, used_to: str = "independent") -> np.ndarray:
+    """What a picture that is seen so [N, 3] is worth to a person with these weights, or to people in the mean: [N].
+
+    used_to: the kind of pairs that they are shown, whose spread is their measure.
+    """
+    return seen / spread(used_to) @ (people().mean(axis=0) if weights is None else weights)
 
 
 @cache
-def tie_width() -> float:
+def tie_width(used_to: str = "independent") -> float:
     """The difference in a person's utility below which a pair is a tie."""
-    differences = np.abs([difference for _, _, difference, _ in judged("independent", 0, 0.0, 500)])
+    differences = np.abs([difference for _, _, difference, _ in judged(used_to, 0, 0.0, 500)])
     return float(np.quantile(differences, TIES))
 
 
@@ -95,7 +98,7 @@ def judged(kind: str, seed: int, noise: float, number: int) -> Iterator[tuple[st
     rng = np.random.default_rng([0x1ABE1, seed])
     for caption, pair in itertools.islice(PAIRS[kind](seed), number):
         weights = people()[rng.integers(PEOPLE)]
-        first, second = utility(see(np.stack(pair), [caption] * 2), weights)
+        first, second = utility(see(np.stack(pair), [caption] * 2), weights, USED_TO[kind])
         yield caption, pair, float(first - second), bool(rng.random() < noise)
 
 
@@ -113,7 +116,9 @@ class Pairs:
 
 def pairs(kind: str, seed: int, number: int, noise: float) -> Pairs:
     """As many pairs as people could tell apart; the chosen picture is the winner, at `noise` the other one."""
-    told = ((c, p, d, wrong) for c, p, d, wrong in judged(kind, seed, noise, 10**9) if abs(d) >= tie_width())
+    told = (
+        (c, p, d, wrong) for c, p, d, wrong in judged(kind, seed, noise, 10**9) if abs(d) >= tie_width(USED_TO[kind])
+    )
     captions, winners, losers = [], [], []
     for caption, (first, second), lead, wrong in itertools.islice(told, number):
         won, lost = (first, second) if (lead > 0) != wrong else (second, first)
@@ -128,14 +133,14 @@ def same_scene(seed: int) -> Iterator[tuple[str, tuple]]:
         yield one.caption(), (render(one)[0], render(other)[0])
 
 
-def independent(seed: int) -> Iterator[tuple[str, tuple]]:
+def independent(seed: int, tastes: tuple[float, float] = STRONGER) -> Iterator[tuple[str, tuple]]:
     """Two creatures for one caption by a stronger model with faults: of mixed taste, some off the prompt, some blurred."""
     rng = np.random.default_rng([0x1DE9, seed])
     for picture in chosen_pictures(100 + seed):
-        yield picture.caption(), tuple(stronger(picture, rng) for _ in range(2))
+        yield picture.caption(), tuple(stronger(picture, tastes, rng) for _ in range(2))
 
 
-def stronger(asked: Picture, rng: np.random.Generator) -> np.ndarray:
+def stronger(asked: Picture, tastes: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
     """Another creature for the caption of this picture, as a stronger model with faults draws it: art [32, 32, 3]."""
     shown = asked.properties()
     if rng.random() < MISREAD:
@@ -149,7 +154,7 @@ def stronger(asked: Picture, rng: np.random.Generator) -> np.ndarray:
         scene=str(shown["scene"]),
         position=shown["position"] or asked.position,
         size=str(shown["size"]),
-        taste=rng.uniform(*STRONGER),
+        taste=rng.uniform(*tastes),
         seed=int(rng.integers(2**31)),
     )
     return blurred(render(drawn)[0], rng.uniform(0, BLUR))
@@ -162,7 +167,13 @@ def blurred(art: np.ndarray, amount: float) -> np.ndarray:
     return np.round(art + amount * (mean - art)).astype(np.uint8)
 
 
-PAIRS = {"independent": independent, "same-scene": same_scene}
+PAIRS = {
+    "independent": independent,
+    "little-better": partial(independent, tastes=LITTLE_BETTER),
+    "same-scene": same_scene,
+}
+# A scene drawn twice differs in taste alone, which has no spread of its own to be a measure.
+USED_TO = {"independent": "independent", "little-better": "little-better", "same-scene": "independent"}
 
 
 def agreement(noise: float, number: int = 1000) -> dict[str, float]:

@@ -48,6 +48,17 @@ def test_people_choose_the_better_picture_without_noise():
     assert (utility(winners) > utility(losers)).mean() > 0.9
 
 
+def test_a_stronger_model_draws_finer_than_the_base():
+    """The base's mean taste is 0.7 (sprite_world/CARD.md): above it lie even the losers, of the other kind the winners alone."""
+    stronger, little = (pairs(kind, 0, 64, 0.0) for kind in ("independent", "little-better"))
+    tastes = [
+        see(art, chosen.captions)[:, 0].mean()
+        for chosen in (stronger, little)
+        for art in (chosen.winners, chosen.losers)
+    ]
+    assert min(tastes[:3]) > 0.72 and tastes[3] < 0.7
+
+
 def test_same_scene_pairs_differ_in_taste_alone():
     chosen = pairs("same-scene", 0, 16, 0.0)
     winners, losers = see(chosen.winners, chosen.captions), see(chosen.losers, chosen.captions)
@@ -149,6 +160,14 @@ def test_below_a_lowest_rate_that_is_the_best_halves_are_tried(study):
     assert study.rate("independent", "SPIN", make=False) == 5e-6
 
 
+def test_a_method_that_only_harms_is_not_halved_for_ever(study):
+    """Each half of its rate is worth more than the last, as less and less is done."""
+    for halving in range(1, 6):
+        art = drawn(study.search_prompts, 0.6 + 0.08 * halving, SEARCH_SEED)
+        save_arrays(study.folder / searched("independent", "SPIN", 1e-5 / 2**halving, SIZES).file, {"art": art})
+    assert min(study.search("independent", "SPIN", make=False)) == 1.25e-6
+
+
 def test_short_rounds_change_the_rounds_alone(study):
     """At SPIN's rate: three rounds of 16 steps where SPIN has one of 50, and no search of its own."""
     long, short = (
@@ -166,6 +185,7 @@ def test_without_a_part_named_the_whole_is_run():
         *(("independent", noise) for noise in NOISES),
         ("same-scene", 0.0),
         ("same-scene", 0.2),
+        ("little-better", 0.2),
     }
     assert set(METHODS) == {name for part in whole if part.noises == (0.2,) for name in part.methods}
     (named,) = parts_of(parse_options(["--methods", "DPO", "SPIN", "--seeds", "1"]))
