@@ -1,14 +1,14 @@
 """When does self-play beat DPO? python -m vico_spin.benchmarks.spin_evidence [--quick] [--docs docs/spin] [--json]
 
 In the Sprite World, from its base, on pairs as people make them: two independent pictures of one prompt by a stronger model
-with faults, chosen by people who look for taste, prompt and fidelity in different shares, with ties and wrong labels
-(--pairs little-better: by a model that draws hardly better than the base; same-scene: one creature in one scene, drawn finely
-and crudely). The winners are the real data of SFT and SPIN; DPO
-and KTO learn from both pictures. All methods take equal numbers of gradient steps over the same pairs; those "from SFT" take
-their first third as SFT. Each has the rate at which its pictures are worth the most to people in the mean, over its three
-thirds, on other prompts and another training seed, at label noise 0.2: rates are tried upwards until one that is at least
-2.5 times the best is worse, and where the lowest is the best, halves of it until one is worse, three times at most. "SPIN in short rounds" is SPIN
-at its rate with three rounds of a third of the steps (16 of 50) for each.
+with faults, chosen by people who look for taste, prompt and fidelity in different shares, with ties and wrong labels (--pairs
+little-better: by a model that draws hardly better than the base; same-scene: one creature in one scene, drawn finely and
+crudely). The winners are the real data of SFT and SPIN; DPO and KTO learn from both pictures. All methods take equal numbers
+of gradient steps over the same pairs; those "from SFT" take their first third as SFT. Each has the rate at which its pictures
+are worth the most to people in the mean, over its three thirds, on other prompts and another training seed, at label noise
+0.2: rates are tried upwards until one that is at least 2.5 times the best is worse, and where the lowest is the best, halves
+of it until one is worse, three times at most. "SPIN in short rounds" is SPIN at its rate with three rounds of a third of the
+steps (16 of 50) for each.
 
 Judges: taste, prompt, fidelity, people in the mean, and a preference model that learnt from 20,000 noisy choices. A win is a
 picture that the judge puts above the other model's of the same prompt and noise; intervals are bootstrapped over prompts and
