@@ -59,9 +59,9 @@ def see(art: np.ndarray, captions: list[str]) -> np.ndarray:
 
 
 @cache
-def spread(kind: str = "independent") -> np.ndarray:
+def spread(used_to: str = "independent") -> np.ndarray:
     """Standard deviations [3] of what is seen among the independent pictures of this kind."""
-    drawn = list(itertools.islice(PAIRS[kind](0), 250))
+    drawn = list(itertools.islice(PAIRS[used_to](0), 250))
     shown = [see(np.stack([pair[side] for _, pair in drawn]), [caption for caption, _ in drawn]) for side in (0, 1)]
     return np.concatenate(shown).std(axis=0)
 
