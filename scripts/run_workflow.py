@@ -47,8 +47,11 @@ def main() -> None:
     options = parser.parse_args()
 
     prompt = to_api(json.loads(options.workflow.read_text(encoding="utf-8")))
-    for assignment in options.set:
-        set_input(prompt, assignment)
+    try:
+        for assignment in options.set:
+            set_input(prompt, assignment)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     host = Host(device=options.device)
     import folder_paths
 

@@ -9,6 +9,7 @@ SLIDER, UPLOAD_BUTTON = "IMAGECOMPARE", "IMAGEUPLOAD"  # widgets that save nothi
 MUTED, BYPASSED = 2, 4  # a node's mode, as litegraph numbers it
 INPUTS = -10  # the id of a subgraph's own inputs
 ANYTHING = {"*", ""}
+TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 def to_api(workflow: dict) -> dict:
@@ -160,22 +161,38 @@ def widget_values(node: dict) -> dict:
 def set_input(prompt: dict, assignment: str) -> None:
     """`TITLE.input=value` or `ID.input=value`: changes one widget of an API prompt. ValueError names what there is."""
     target, _, value = assignment.partition("=")
-    found = [
-        (node, name) for key, node in prompt.items() for name in node["inputs"] if target in names(key, node, name)
+    widgets = [
+        (key, node, name)
+        for key, node in prompt.items()
+        for name, now in node["inputs"].items()
+        if not isinstance(now, list)
     ]
+    found = [(node, name) for key, node, name in widgets if target in names(key, node, name)]
     if len(found) != 1:
-        known = [
-            f"{node['_meta']['title']}.{name}"
-            for node in prompt.values()
-            for name, now in node["inputs"].items()
-            if not isinstance(now, list)
-        ]
-        raise ValueError(f'--set {assignment}: there is no single "{target}" here. There are: {", ".join(known)}.')
+        known = ", ".join(f"{title_of(node)}.{name}" for _, node, name in widgets)
+        raise ValueError(f'--set {assignment}: there is no single "{target}" here. There are: {known}.')
     ((node, name),) = found
-    kind = type(node["inputs"][name])
-    node["inputs"][name] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
+    now = node["inputs"][name]
+    try:
+        node["inputs"][name] = like(now, value)
+    except (KeyError, ValueError):
+        raise ValueError(f'--set {assignment}: {target} is {now!r} here, and "{value}" is not of that kind.') from None
+
+
+def like(now, value: str):
+    """The text as the kind of value that a widget holds now; KeyError or ValueError where it is none."""
+    if isinstance(now, bool):
+        return TRUTH[value.lower()]
+    if isinstance(now, int | float):  # whichever: a browser writes 1.0 as 1
+        return float(value) if set(value.lower()) & set(".e") else int(value)
+    return value
 
 
 def names(key: str, node: dict, name: str) -> set[str]:
     """What a widget may be called: by its node's id, title or type, and its own name, which may have dots in it."""
-    return {f"{label}.{name}" for label in (key, node["_meta"]["title"], node["class_type"])}
+    return {f"{label}.{name}" for label in (key, title_of(node), node["class_type"])}
+
+
+def title_of(node: dict) -> str:
+    """As on the node; an API-form file need not have it."""
+    return node.get("_meta", {}).get("title", node["class_type"])
