@@ -1,7 +1,7 @@
 """The evidence's tables, figures and pictures, and its numbers, out of what a study's folder holds."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 from ..sprite_world.measure import accuracies, measure
 from ..sprite_world.pictures import show
 from .grid import named_rows
-from .spin_evidence import METHODS, NOISES, PARTS, RATE_OF, SEARCH_SEED, SEARCHED_AT, Cell, Study, searched, told
+from .spin_evidence import KEPT, METHODS, NOISES, PARTS, RATE_OF, SEARCH_SEED, SEARCHED_AT, Cell, Study, searched, told
 from .spin_judges import frechet, judged, win
 from .spin_people import PAIRS, agreement
 
@@ -24,7 +24,9 @@ DUELS = (
     ("SPIN in short rounds", "SPIN"),
     ("SPIN in short rounds", "DPO"),
 )
+AT_BEST = "each kept at its best"
 CLAIMED = {"SFT": 1, "DPO": 2}  # the round from which the paper has SPIN above it
+MEASURED = ("taste", "prompt", "class word", "distance", "Fréchet", "people", "wins over the base", "seeds")
 SHOWN = 8  # pictures a model in the grid
 FARTHEST = 1.7  # times the base's distances: what lies beyond is outside the figure of the front
 
@@ -85,10 +87,26 @@ class Findings:
         rate = self.study.rate(kind, name, make=False)
         if rate is None:
             return []
-        arts = {seed: self.study.kept(Cell(kind, noise, real, name, rate, seed).file) for seed in range(10)}
+        return self.thirds(Cell(kind, noise, real, name, rate, 0))
+
+    def thirds(self, cell: Cell) -> list[State]:
+        """The cell's training under every seed that is there."""
+        arts = {seed: self.study.kept(replace(cell, seed=seed).file) for seed in range(10)}
         arts = {seed: art for seed, art in arts.items() if art is not None}
         thirds = range(self.study.sizes.rounds) if arts else ()
         return [self.state({seed: art[third] for seed, art in arts.items()}) for third in thirds]
+
+    def kept_at_best(self, kind: str, noise: float, name: str) -> tuple[float, int, State] | None:
+        """The rate, the steps and the state at which the method is kept; None where that was not trained."""
+        best = self.study.best(kind, name, make=False)
+        if best is None:
+            return None
+        rate, third = best
+        if rate == self.study.rate(kind, name, make=False):
+            states = self.states(kind, noise, name)
+        else:
+            states = self.thirds(Cell(kind, noise, self.study.sizes.real, name, rate, 0))
+        return (rate, (third + 1) * self.study.sizes.steps, states[third]) if states else None
 
     def duels(self, kind: str, noise: float) -> dict[str, dict]:
         """{"SPIN over DPO round 2": {judge: {win, low, high, …}}}, at equal steps."""
@@ -98,6 +116,10 @@ class Findings:
             for number, (first, second) in enumerate(pairs, start=1):
                 if against := duel(first, second):
                     found[f"{a} over {b} round {number}"] = against
+        best = {name: kept for name in KEPT if (kept := self.kept_at_best(kind, noise, name))}
+        for name in best if "SPIN" in best else ():
+            if name != "SPIN" and (against := duel(best["SPIN"][2], best[name][2])):
+                found[f"SPIN over {name}, {AT_BEST}"] = against
         return found
 
     def all_duels(self) -> dict[str, dict[str, dict]]:
@@ -139,12 +161,21 @@ def state_row(name: str, state: State, base: State) -> tuple:
 
 
 def model_table(found: Findings, kind: str, noise: float, base: State) -> str:
-    head = ("model", "taste", "prompt", "class word", "distance", "Fréchet", "people", "wins over the base", "seeds")
     rows = [state_row("base", base, base)]
     for name in METHODS:
         for number, state in enumerate(found.states(kind, noise, name), start=1):
             rows.append(state_row(state_name(name, number, found.study.sizes.steps), state, base))
-    return table(head, rows)
+    return table(("model", *MEASURED), rows)
+
+
+def kept_table(found: Findings, kind: str, noise: float, base: State) -> str:
+    """Each method at the rate and after the steps that were worth the most on the search's prompts."""
+    rows = []
+    for name in KEPT:
+        if kept := found.kept_at_best(kind, noise, name):
+            rate, steps, state = kept
+            rows.append(state_row(f"{name} ({steps} steps at {rate:g})", state, base))
+    return table((f"model, {AT_BEST}", *MEASURED), rows) if rows else ""
 
 
 def duel_table(duels: dict[str, dict]) -> str:
@@ -164,7 +195,7 @@ def noise_table(by_noise: dict[str, dict], name: str) -> str:
 def rate_table(study: Study, kind: str) -> str:
     """Every rate that was tried, and what its pictures were worth."""
     rows = [(name, told(study.search(kind, name, make=False))) for name in METHODS if name not in RATE_OF]
-    return table(("method", "rate: worth to people in the mean"), [row for row in rows if row[1]])
+    return table(("method", "rate: worth to people in the mean (after each third)"), [row for row in rows if row[1]])
 
 
 def data_table(found: Findings, base: State) -> str:
@@ -312,9 +343,10 @@ def as_markdown(found: Findings, duels: dict, base: State) -> str:
     for kind, by_noise in duels.items():
         for noise, by_name in by_noise.items():
             parts += [f"## Pairs: {kind}, label noise {noise}", model_table(found, kind, float(noise), base)]
-            parts += [duel_table(by_name), bullets(verdicts(by_name))]
+            parts += [kept_table(found, kind, float(noise), base), duel_table(by_name), bullets(verdicts(by_name))]
     for kind, by_noise in duels.items():
-        for name in (f"SPIN over DPO round {number}" for number in range(1, sizes.rounds + 1)):
+        rounds = [f"SPIN over DPO round {number}" for number in range(1, sizes.rounds + 1)]
+        for name in (*rounds, f"SPIN over DPO, {AT_BEST}"):
             if not any(by_name.get(name) for by_name in by_noise.values()):
                 continue
             parts += [

@@ -7,8 +7,9 @@ crudely). The winners are the real data of SFT and SPIN; DPO and KTO learn from 
 of gradient steps over the same pairs; those "from SFT" take their first third as SFT. Each has the rate at which its pictures
 are worth the most to people in the mean, over its three thirds, on other prompts and another training seed, at label noise
 0.2: rates are tried upwards until one that is at least 2.5 times the best is worse, and where the lowest is the best, halves
-of it until one is worse, three times at most. "SPIN in short rounds" is SPIN at its rate with three rounds of a third of the
-steps (16 of 50) for each.
+of it until one is worse, three times at most. Beside that, each is kept at its best, as one who looks at the pictures would:
+by the rate and the third, of all that the search has drawn, whose pictures are worth the most. "SPIN in short rounds" is SPIN
+at its rate with three rounds of a third of the steps (16 of 50) for each.
 
 Judges: taste, prompt, fidelity, people in the mean, and a preference model that learnt from 20,000 noisy choices. A win is a
 picture that the judge puts above the other model's of the same prompt and noise; intervals are bootstrapped over prompts and
@@ -17,7 +18,8 @@ training seeds.
 Every training is kept in --output as the pictures that it drew, and found again: a run can be cut, several processes share
 the work of one folder, and --pairs, --noises, --methods, --reals and --seeds take a part of it. Documents show what the folder
 holds. The whole: all methods on people's pairs at label noise 0.2, DPO on more of them; DPO and SPIN at the other shares of
-wrong labels, and on pairs of one scene without and with 20% of them; SFT, DPO and SPIN on pictures that are little better.
+wrong labels, and on pairs of one scene without and with 20% of them; SFT, DPO and SPIN on pictures that are little better;
+what is kept at its best at label noise 0.2, DPO and SPIN also at 0 and 0.4.
 """
 
 import argparse
@@ -27,7 +29,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -53,10 +55,14 @@ METHODS = {  # in the order in which they are run: what is from SFT needs SFT's 
 }
 PARTS = {"SPIN in short rounds": 3}  # rounds to a third of the training, of so much fewer steps each
 RATE_OF = {"SPIN in short rounds": "SPIN"}  # one thing changed, so no search of its own
+KEPT = tuple(name for name in METHODS if name not in RATE_OF)
 NOISES = (0.2, 0.0, 0.4, 0.1, 0.3)  # the most informative first
 SEARCHED_AT, SEARCH_SEED = 0.2, 99
 FAR = 2.5  # times the best rate: a rate beyond that is the last that is tried
 HALVINGS = 3  # of the lowest rate: a method that only harms is the better the less it does
+
+
+Worth = tuple[float, ...]  # what people in the mean find the pictures worth that are drawn after each third
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class Study:
 
     def __init__(self, weights: Path, sizes: Sizes, folder: Path):
         self.sizes, self.folder, self.weights = sizes, folder, weights
-        self.worths: dict[str, float] = {}
+        self.worths: dict[str, Worth] = {}
         self.prompts = evaluation_prompts(sizes.prompts, seed=7)
         self.search_prompts = evaluation_prompts(sizes.search_prompts, seed=11)
         self._claim_folder()
@@ -165,21 +171,21 @@ class Study:
         steps, rounds = sizes.steps // parts, sizes.rounds * parts
         return replace(METHODS[cell.name], rate=cell.rate, sft_rate=sft_rate, steps=steps, rounds=rounds)
 
-    def search(self, kind: str, name: str, make: bool = True, wait: bool = True) -> dict[float, float]:
+    def search(self, kind: str, name: str, make: bool = True, wait: bool = True) -> dict[float, Worth]:
         """What the pictures of each rate are worth: upwards until one far above the best is worse, then down from the lowest.
 
         make: what is missing, or else leave it out. wait: for a rate that another process is at, or else end there.
         """
-        worth: dict[float, float] = {}
+        worth: dict[float, Worth] = {}
         name = RATE_OF.get(name, name)
         for rate in self.sizes.rates:
             found = self.worth(searched(kind, name, rate, self.sizes), make, wait)
             if found is not None:
                 worth[rate] = found
-            if (found is None and make) or (worth and rate >= FAR * max(worth, key=worth.get)):
+            if (found is None and make) or (worth and rate >= FAR * max(best_in_mean(worth), best_kept(worth)[0])):
                 break
         for _ in range(HALVINGS):
-            if not worth or min(worth) != max(worth, key=worth.get):
+            if not worth or min(worth) != best_in_mean(worth):
                 break
             rate = min(worth) / 2
             found = self.worth(searched(kind, name, rate, self.sizes), make, wait)
@@ -188,19 +194,24 @@ class Study:
             worth[rate] = found
         return dict(sorted(worth.items()))
 
-    def worth(self, cell: Cell, make: bool, wait: bool) -> float | None:
-        """What people in the mean find the pictures of all states worth; None where they are not there."""
+    def worth(self, cell: Cell, make: bool, wait: bool) -> Worth | None:
+        """None where the pictures are not there."""
         if cell.file not in self.worths:
             art = self.trained(cell, wait) if make else self.kept(cell.file)
             if art is None:
                 return None
-            self.worths[cell.file] = float(np.mean([utility(see(state, self.search_prompts)) for state in art]))
+            self.worths[cell.file] = tuple(float(utility(see(state, self.search_prompts)).mean()) for state in art)
         return self.worths[cell.file]
 
     def rate(self, kind: str, name: str, make: bool = True) -> float | None:
-        """The best of the search; None where nothing of it is there."""
+        """The best of the search in the mean of its thirds; None where nothing of it is there."""
         worth = self.search(kind, name, make)
-        return max(worth, key=worth.get, default=None)
+        return best_in_mean(worth) if worth else None
+
+    def best(self, kind: str, name: str, make: bool = True) -> tuple[float, int] | None:
+        """The rate and the third, from 0, at which the method is kept; None where nothing of its search is there."""
+        worth = self.search(kind, name, make)
+        return best_kept(worth) if worth else None
 
     # ---- the judge that learns
 
@@ -231,6 +242,16 @@ class Study:
         return {"files": files, "words": list(model.places), "weights": model.state_dict(), "agreement": agreement}
 
 
+def best_in_mean(worth: dict[float, Worth]) -> float:
+    return max(worth, key=lambda rate: np.mean(worth[rate]))
+
+
+def best_kept(worth: dict[float, Worth]) -> tuple[float, int]:
+    """(rate, third) of the highest worth; the fewer steps where two are equal."""
+    places = [(rate, third) for rate in worth for third in range(len(worth[rate]))]
+    return max(places, key=lambda place: (worth[place[0]][place[1]], -place[1]))
+
+
 def searched(kind: str, name: str, rate: float, sizes: Sizes) -> Cell:
     return Cell(kind, SEARCHED_AT, sizes.real, name, rate, SEARCH_SEED)
 
@@ -258,13 +279,17 @@ def held(path: Path, wait: bool) -> Iterator[bool]:
 
 @dataclass(frozen=True)
 class Part:
-    """Which trainings: every method on every kind of pairs at every share of wrong labels; DPO on other numbers of pairs."""
+    """Which trainings: every method on every kind of pairs at every share of wrong labels; DPO on other numbers of pairs.
+
+    kept_at_best: by the rate of its best third, in place of the best in the mean.
+    """
 
     pairs: tuple[str, ...] = ("independent",)
     noises: tuple[float, ...] = (SEARCHED_AT,)
     methods: tuple[str, ...] = ("DPO", "SPIN")
     reals: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
+    kept_at_best: bool = False
 
     def cells(self, study: Study) -> Iterator[Cell]:
         """The most informative first: one training seed over everything, then the others."""
@@ -272,7 +297,8 @@ class Part:
             for seed in self.seeds:
                 for noise in self.noises:
                     for name in self.methods:
-                        yield Cell(kind, noise, study.sizes.real, name, study.rate(kind, name), seed)
+                        rate = study.best(kind, name)[0] if self.kept_at_best else study.rate(kind, name)
+                        yield Cell(kind, noise, study.sizes.real, name, rate, seed)
         for seed in self.seeds:
             for real in self.reals:
                 yield Cell("independent", SEARCHED_AT, real, "DPO", study.rate("independent", "DPO"), seed)
@@ -283,6 +309,8 @@ WHOLE = (
     Part(noises=tuple(noise for noise in NOISES if noise != SEARCHED_AT)),
     Part(pairs=("same-scene",), noises=(0.0, SEARCHED_AT)),
     Part(pairs=("little-better",), methods=("SFT", "DPO", "SPIN")),
+    Part(methods=KEPT, kept_at_best=True),
+    Part(noises=(0.0, 0.4), kept_at_best=True),
 )
 
 
@@ -302,8 +330,11 @@ def work(study: Study, parts: Sequence[Part]) -> None:
             study.trained(cell, wait)
 
 
-def told(worth: dict[float, float]) -> str:
-    return ", ".join(f"{rate:g}: {value:.3f}" for rate, value in worth.items())
+def told(worth: dict[float, Worth]) -> str:
+    """Each rate with the mean, and in brackets what each third is worth."""
+    return "; ".join(
+        f"{rate:g}: {np.mean(w):.3f} ({', '.join(f'{third:.3f}' for third in w)})" for rate, w in worth.items()
+    )
 
 
 def parse_options(arguments: Sequence[str] | None = None):
@@ -314,6 +345,7 @@ def parse_options(arguments: Sequence[str] | None = None):
     chosen.add_argument("--noises", nargs="+", type=float, help="shares of wrong labels")
     chosen.add_argument("--methods", nargs="+", choices=METHODS)
     chosen.add_argument("--reals", nargs="+", type=int, help="other numbers of pairs, for DPO alone")
+    chosen.add_argument("--kept-at-best", action="store_true", help="by the rate of each method's best third")
     parser.add_argument("--seeds", nargs="+", type=int, default=Part.seeds, help="training seeds")
     parser.add_argument("--rates", nargs="+", type=float, default=Sizes().rates, help="learning rates to choose from")
     parser.add_argument("--tables", action="store_true", help="only the documents of what is there")
@@ -328,8 +360,10 @@ def parse_options(arguments: Sequence[str] | None = None):
 
 def parts_of(options) -> list[Part]:
     """One part, as the options name it; the whole where they name none."""
-    named = {field.name: getattr(options, field.name) for field in fields(Part) if field.name != "seeds"}
+    named = {name: getattr(options, name) for name in ("pairs", "noises", "methods", "reals")}
     given = {name: tuple(values) for name, values in named.items() if values is not None}
+    if options.kept_at_best:
+        given["kept_at_best"] = True
     return [replace(part, seeds=tuple(options.seeds)) for part in ([Part(**given)] if given else WHOLE)]
 
 

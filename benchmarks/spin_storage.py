@@ -29,11 +29,11 @@ JUDGED = {"steps": 10, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal
 
 @dataclass(frozen=True)
 class Sizes:
-    real: int = 32
+    real: int = 64
     batch: int = 8
     rounds: int = 3
-    steps: str = "60, 30, 30"
-    rates: str = "1e-3, 5e-4, 2.5e-4"
+    steps: str = "120, 60, 60"
+    rates: str = "5e-4, 2.5e-4, 1.25e-4"
     beta: str = "500"
     sampling_steps: int = 15
     prompts: int = 40
@@ -57,7 +57,7 @@ class World:
 
     def train(self, sizes: Sizes, seed: int):
         """The MODEL after the last round."""
-        fine = {"creature": "any", "colour": "any", "scene": "any", "size": "any", "taste_from": 0.8, "taste_to": 1.0}
+        fine = {"creature": "any", "colour": "any", "scene": "any", "size": "any", "taste_from": 1.0, "taste_to": 1.0}
         drawn = self.call("SpriteWorldPictures", number=sizes.real, identity=-1, seed=1 + seed, **fine)
         told = {"images": drawn[0], "captions": drawn[2]}
         data = self.call("SPINDataset", source="pictures from the graph", **told)[0]

@@ -63,7 +63,7 @@ def save_concept(host: Host, architecture: str, creature: Creature, path) -> Non
 def train_lora(host: Host) -> dict:
     """One round of self-play with finely drawn pictures, as in spin_self_play."""
     world = load_world(host, "U-Net")
-    drawn = host.call("SpriteWorldPictures", number=32, identity=-1, seed=1, **{**ANY, "taste_from": 0.8})
+    drawn = host.call("SpriteWorldPictures", number=64, identity=-1, seed=1, **ANY)
     dataset = host.call("SPINDataset", source="pictures from the graph", images=drawn[0], captions=drawn[2])[0]
     (options,) = host.call("ViCoSPINTrainingOptions", preview_every=0)
     (opponent,) = host.call("SPINOpponent", sampler_name="euler", scheduler="normal", steps=20, cfg=3.0, batch=16)
@@ -74,7 +74,7 @@ def train_lora(host: Host) -> dict:
         "run_name": "example",
         "train": {"train": "LoRA", "rank": 16},
     }
-    play = {"play": "one round", "steps": 60, "learning_rate": 1e-3, "beta": 500.0}
+    play = {"play": "one round", "steps": 120, "learning_rate": 5e-4, "beta": 500.0}
     parts = {**world, "dataset": dataset, "training_options": options, "opponent": opponent}
     return host.call("SPINTrain", **parts, **asked, play=play)[1:4:2]
 

@@ -168,6 +168,24 @@ def test_a_method_that_only_harms_is_not_halved_for_ever(study):
     assert min(study.search("independent", "SPIN", make=False)) == 1.25e-6
 
 
+def test_what_swings_is_kept_at_its_best_third(study, tmp_path):
+    """SPIN's first round at 1e-4 draws finest of all and its second crudely: not its rate in the mean, and yet what is kept."""
+    cells = (
+        searched("independent", "SPIN", 1e-4, SIZES),
+        *(Cell("independent", 0.2, 8, "SPIN", 1e-4, s) for s in (0, 1)),
+    )
+    for cell in cells:
+        swings = [drawn(study.prompts_of(cell.seed), taste, cell.seed)[0] for taste in (1.0, 0.0, 0.3)]
+        save_arrays(study.folder / cell.file, {"art": np.stack(swings)})
+    assert study.rate("independent", "SPIN", make=False) == 1e-5
+    assert study.best("independent", "SPIN", make=False) == (1e-4, 0)
+    assert study.best("independent", "DPO", make=False) == (1e-4, 0)  # of equal thirds the one of fewer steps
+    found = write_documents(study, tmp_path / "docs")["independent"]["0.2"]
+    assert found["SPIN over DPO round 1"]["taste"]["win"] < 0.1
+    assert found["SPIN over DPO, each kept at its best"]["taste"]["win"] > 0.9
+    assert "| SPIN (50 steps at 0.0001) |" in (tmp_path / "docs" / "spin_evidence.md").read_text()
+
+
 def test_short_rounds_change_the_rounds_alone(study):
     """At SPIN's rate: three rounds of 16 steps where SPIN has one of 50, and no search of its own."""
     long, short = (
@@ -188,6 +206,7 @@ def test_without_a_part_named_the_whole_is_run():
         ("little-better", 0.2),
     }
     assert set(METHODS) == {name for part in whole if part.noises == (0.2,) for name in part.methods}
+    assert {noise for part in whole if part.kept_at_best for noise in part.noises} == {0.2, 0.0, 0.4}
     (named,) = parts_of(parse_options(["--methods", "DPO", "SPIN", "--seeds", "1"]))
     assert named.methods == ("DPO", "SPIN") and named.noises == (0.2,) and named.seeds == (1,) and not named.reals
 
