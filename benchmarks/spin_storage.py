@@ -32,7 +32,7 @@ class Sizes:
     real: int = 64
     batch: int = 8
     rounds: int = 3
-    steps: str = "120, 60, 60"
+    steps: str = "100, 50, 50"
     rates: str = "5e-4, 2.5e-4, 1.25e-4"
     beta: str = "500"
     sampling_steps: int = 15

@@ -74,7 +74,7 @@ def train_lora(host: Host) -> dict:
         "run_name": "example",
         "train": {"train": "LoRA", "rank": 16},
     }
-    play = {"play": "one round", "steps": 120, "learning_rate": 5e-4, "beta": 500.0}
+    play = {"play": "one round", "steps": 100, "learning_rate": 5e-4, "beta": 500.0}
     parts = {**world, "dataset": dataset, "training_options": options, "opponent": opponent}
     return host.call("SPINTrain", **parts, **asked, play=play)[1:4:2]
 

@@ -37,12 +37,16 @@ def verdict(metrics: dict) -> str:
 
 
 def score_verdict(steps: list[dict]) -> str:
-    """Which step the scorer liked best, and what it gave the last one."""
+    """Which step the scorer liked best, and what it gave the last one and what the round began with."""
     scores = {number: step["metrics"]["score"] for number, step in enumerate(steps, start=1) if is_scored([step])}
     if not scores:
         return ""
-    best, last = max(scores, key=scores.get), max(scores)
-    return f" Best score {scores[best]:.4f}, after step {best}; {scores[last]:.4f} after step {last}."
+    best, last, before = max(scores, key=scores.get), max(scores), steps[0]["metrics"].get("score_before")
+    told = f" Best score {scores[best]:.4f}, after step {best}; {scores[last]:.4f} after step {last}"
+    if before is None:
+        return f"{told}."
+    worse = " No step is above that: its best is to change nothing." if scores[best] <= before else ""
+    return f"{told}; {before:.4f} before the first.{worse}"
 
 
 def is_scored(steps: list[dict]) -> bool:

@@ -144,7 +144,8 @@ class Game:
 class Run:
     """What all rounds of a run share. earlier: folders of runs that it may go on from, where a round is the same.
 
-    held_out: scores what the player draws as it learns. keep_best: a round comes to its best step, and not to its last one.
+    held_out: scores what the player draws as it learns. keep_best: a round comes to its best step, and not to its last one:
+    to what it began with, where that is scored and no step is better.
     """
 
     corpus: Corpus

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 SCORE = "score"  # among the metrics of the steps that were scored
+BEFORE = "score_before"  # among those of the first step: of what the run began with
 
 
 @dataclass(frozen=True)
@@ -12,13 +13,15 @@ class HeldOut:
     """Scores the model after every so many steps; higher is better.
 
     patience: so many scores in a row that are no new best end the run; 0: none do. made_from: what makes two scores
-    comparable (scorer, prompts, how they are drawn), JSON values.
+    comparable (scorer, prompts, how they are drawn), JSON values. from_start: what the run begins with is scored too, as
+    step 0, and may be the best.
     """
 
     score: Callable[[], float]
     every: int
     patience: int = 0
     made_from: dict = field(default_factory=dict)
+    from_start: bool = False
 
     def is_due(self, history: Sequence) -> bool:
         """Whether the last step of the history is to be scored, and was not yet."""
@@ -31,8 +34,11 @@ class HeldOut:
 
 
 def scores(history: Sequence) -> dict[int, float]:
-    """{step: its score} of the steps that were scored."""
-    return {report.step: report.metrics[SCORE] for report in history if SCORE in report.metrics}
+    """{step: its score} of the steps that were scored; 0 is what the run began with."""
+    before = [report.metrics[BEFORE] for report in history[:1] if BEFORE in report.metrics]
+    return dict(enumerate(before)) | {
+        report.step: report.metrics[SCORE] for report in history if SCORE in report.metrics
+    }
 
 
 def best_step(history: Sequence) -> int | None:

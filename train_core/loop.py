@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .checkpoint import CheckpointFolder
 from .engine import Engine
-from .held_out import SCORE, HeldOut, best_step
+from .held_out import BEFORE, SCORE, HeldOut, best_step
 from .randomness import random_states, restore_random_states
 from .sharding import is_sharded, laid_out_as, lay_out_optimizer_state, whole
 
@@ -153,6 +153,7 @@ class Run:
         self.training = Training()
         self.states = random_states(engine.device)
         self.saved_step = None
+        self.score_before = None
         self.weights_are_whole = True
         self.skipped = 0
 
@@ -162,16 +163,24 @@ class Run:
         return self.training.step >= self.settings.steps or bool(self.held_out and self.held_out.is_over(history))
 
     def measure(self) -> None:
-        """Scores the last step where that is due. The best one so far is saved at once."""
+        """Scores the last step where that is due, or what there is before the first. The best one so far is saved at once."""
         history = self.training.history
-        if self.held_out is None or not self.held_out.is_due(history):
+        if self.held_out is None:
             return
-        score = self.held_out.score()
-        restore_random_states(self.states, self.engine.device)
-        history[-1] = replace(history[-1], metrics=history[-1].metrics | {SCORE: score})
+        if not history and self.held_out.from_start and self.score_before is None:
+            self.score_before = self._score()
+            self.save()
+        if not self.held_out.is_due(history):
+            return
+        history[-1] = replace(history[-1], metrics=history[-1].metrics | {SCORE: self._score()})
         self.saved_step = None  # a checkpoint of this step would lack its score
         if best_step(history) == history[-1].step:
             self.save()
+
+    def _score(self) -> float:
+        score = self.held_out.score()
+        restore_random_states(self.states, self.engine.device)
+        return score
 
     def step(self) -> None:
         """One optimiser step over `accumulation` micro-batches."""
@@ -179,6 +188,8 @@ class Run:
         number = self.training.step
         self._set_lr(number)
         metrics = self._accumulate_gradients(number)
+        if number == 0 and self.score_before is not None:
+            metrics[BEFORE] = self.score_before
         self._share_gradients()
         grad_norm = self._clip()
         self._guard(number, metrics, grad_norm)

@@ -40,11 +40,14 @@ class Previews:
         with self.drawing(), torch.inference_mode():  # as the executor runs nodes: see copies.as_a_node
             return fmean(self.scorer.score(to_pictures(self.last), list(self.prompts), list(self.references) or None))
 
-    def held_out(self, options: TrainingOptions, made_from: dict) -> HeldOut | None:
-        """What a training is watched by; None without a scorer. made_from: how the pictures are drawn."""
+    def held_out(self, options: TrainingOptions, made_from: dict, from_start: bool = False) -> HeldOut | None:
+        """What a training is watched by; None without a scorer. made_from: how the pictures are drawn.
+
+        from_start: where what it begins with is a model that one may keep.
+        """
         if self.scorer is None:
             return None
-        return HeldOut(self.score, options.preview_every, options.patience, made_from)
+        return HeldOut(self.score, options.preview_every, options.patience, made_from, from_start)
 
 
 def scored(scorer: Scorer | None, prompts: Sequence[str], options: TrainingOptions, photos: bool = False) -> dict:

@@ -85,7 +85,8 @@ def train(
         previews = make_previews(vae, trainee, sample, corpus, asked, scorer)
         watch = Watch(say, asked.options.preview_every, previews.strip)
         parent = trainee.player.opponent_hash()
-        held_out = previews.held_out(asked.options, {**asked.scored, "drawn": asked.made_from()["opponent"]})
+        made_from = {**asked.scored, "drawn": asked.made_from()["opponent"]}
+        held_out = previews.held_out(asked.options, made_from, from_start=True)
         run = make_run(corpus, asked, trainee.patcher.load_device, shown_by(watch), parent, held_out)
         if isinstance(trainee, LoRATrainee):
             watch.note = rehearsed(trainee, run, asked, short_drawing(trainee, captions, vae, asked))

@@ -577,6 +577,21 @@ def test_a_round_ends_when_its_score_no_longer_rises_and_can_go_on(tmp_path, kin
     assert on.opponent_hash() == played(tmp_path / "plain", kind, steps=(40,))[0]
 
 
+@pytest.mark.parametrize("kind", PLAYERS)
+def test_a_round_that_only_harms_changes_nothing_and_the_next_one_starts_where_it_did(tmp_path, kind):
+    """Better the nearer to the model that it began with. A second run finds both rounds done."""
+    for _ in range(2):
+        player, start = PLAYERS[kind](unet()), unet().state_dict()
+        held_out = HeldOut(lambda p=player: -moved(p), 2, 0, {"scorer": "stay"}, from_start=True)
+        game = run_game(tmp_path, player, 2, changes={"steps": (4,)}, held_out=held_out, keep_best=True)
+        assert [(training.step, best_step(training.history)) for training in game.rounds] == [(4, 0), (4, 0)]
+        if kind == "full":
+            assert all(torch.equal(tensor, start[name]) for name, tensor in player.result().items())
+        else:
+            ups = [tensor for name, tensor in player.lora_state_dict().items() if "lora_up" in name]
+            assert ups and not any(tensor.any() for tensor in ups)
+
+
 @pytest.mark.parametrize("stop_at", [2, 3, 5])
 def test_a_scored_game_that_was_stopped_while_it_drew_a_preview_goes_on_to_the_same(tmp_path, stop_at):
     asked = {"rounds": 2, "keep_best": True, "patience": 2, "changes": {"steps": (8,), "checkpoint_every": 3}}

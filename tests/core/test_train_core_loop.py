@@ -3,6 +3,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -21,6 +22,7 @@ from vico_spin.train_core import (
     TrainingDiverged,
     best_step,
     keyed_generator,
+    load_trained,
     lr_factor,
     read_state,
     train,
@@ -258,6 +260,22 @@ def test_the_best_steps_checkpoint_stays_and_the_run_stops_when_the_score_falls(
     assert training.step == 8 and best_step(training.history) == 4 and folder.steps() == [4, 8]
     assert [report.metrics.get("score") for report in training.history[1::2]] == [-2, 0, -2, -4]
     assert weights_hash(model.state_dict()) == weights_hash(plain.state_dict()) == seen[3]
+
+
+def test_what_a_run_begins_with_is_scored_and_may_be_its_best(tmp_path):
+    """A score that only falls: the start is kept beside the newest step, patience counts from it, and no bit of the run differs."""
+    folder, model, plain, seen = CheckpointFolder(tmp_path, keep=1), make(), make(), []
+    held_out = replace(rising_then_falling(2, model, patience=3, seen=seen), from_start=True)
+    start = weights_hash(model.state_dict())
+    torch.manual_seed(5)
+    training = run(model, steps=20, checkpoints=folder, held_out=held_out)
+    torch.manual_seed(5)
+    run(plain, steps=6)
+    assert seen[0] == start and best_step(training.history) == 0
+    assert training.step == 6 and folder.steps() == [0, 6]
+    assert weights_hash(model.state_dict()) == weights_hash(plain.state_dict()) == seen[3]
+    load_trained(dict(model.named_parameters()), folder.load(0)["weights"])
+    assert weights_hash(model.state_dict()) == start
 
 
 @pytest.mark.parametrize("patience, end", [(0, 12), (3, 10)])
