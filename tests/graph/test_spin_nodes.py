@@ -340,14 +340,14 @@ SCORED = {"preview_every": 1, "preview_prompts": "a cat\na dog\na hat", "opponen
 
 @pytest.mark.parametrize("method", [None, "SFT"])
 def test_a_scorer_chooses_the_best_step_and_ends_the_round(play, places, method):
-    """Scores 0.1, 0.7, 0.2, 0.3 with patience 2: step 2 comes out, as if 2 steps had been asked for; 4 of 9 are done."""
-    painter, told = Painter(0.1, 0.7, 0.2, 0.3), {"method": method, "run_name": "scored", **SCORED}
+    """Scores 0.1, 0.7, 0.2, 0.3 after 0.05 at the start, patience 2: step 2 comes out as if 2 had been asked for; 4 of 9 are done."""
+    painter, told = Painter(0.05, 0.1, 0.7, 0.2, 0.3), {"method": method, "run_name": "scored", **SCORED}
     _, lora, loss, metrics = play(tiny(), steps=9, patience=2, scorer=painter, **told)
-    assert len(loss["loss"]) == 4 and len(painter.seen) == 4
+    assert len(loss["loss"]) == 4 and len(painter.seen) == 5
     scores = [step["metrics"]["score"] for step in json.loads(metrics)["rounds"][0]]
     assert scores == pytest.approx([0.1, 0.7, 0.2, 0.3])
     assert {prompts for prompts, _ in painter.seen} == {("a cat", "a dog", "a hat")}
-    assert len({pictures[0] for _, pictures in painter.seen}) == 4, "the previews change as it learns"
+    assert len({pictures[0] for _, pictures in painter.seen}) == 5, "the previews change as it learns"
     plain = {steps: play(tiny(), steps=steps, method=method, run_name="plain", preview_every=0) for steps in (2, 4)}
     assert weights_hash(lora) == weights_hash(plain[2][1]) != weights_hash(plain[4][1])
     last = play(tiny(), steps=9, patience=2, scorer=Painter(), result="last step", **told)
@@ -359,8 +359,10 @@ def test_a_scorer_chooses_the_best_step_and_ends_the_round(play, places, method)
 
 
 def test_two_rounds_with_a_scorer_start_from_the_best_step(play):
-    """Round 1's best is its second step of three; the next opponent is the player of two steps."""
-    scored = play(tiny(), rounds=2, steps="3, 1", beta="50", scorer=Painter(0.1, 0.7, 0.2, 0.3), **SCORED)
+    """Round 1's best is its second step of three; the next opponent is the player of two steps, whose pictures are rated again."""
+    painter = Painter(0.0, 0.1, 0.7, 0.2, 0.7, 0.8)
+    scored = play(tiny(), rounds=2, steps="3, 1", beta="50", scorer=painter, **SCORED)
+    assert painter.seen[4] == painter.seen[2]
     plain = play(tiny(), rounds=2, steps="2, 1", beta="50", run_name="plain")
     opponents = [json.loads(result[3])["opponents"] for result in (scored, plain)]
     assert opponents[0] == opponents[1] and weights_hash(scored[1]) == weights_hash(plain[1])
