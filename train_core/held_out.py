@@ -12,7 +12,7 @@ BEFORE = "score_before"  # among those of the first step: of what the run began 
 class HeldOut:
     """Scores the model after every so many steps; higher is better.
 
-    patience: so many scores in a row that are no new best end the run; 0: none do. made_from: what makes two scores
+    patience: so many steps' scores in a row that are no new best of theirs end the run; 0: none do. made_from: what makes two scores
     comparable (scorer, prompts, how they are drawn), JSON values. from_start: what the run begins with is scored too, as
     step 0, and may be the best.
     """
@@ -28,8 +28,8 @@ class HeldOut:
         return bool(history) and history[-1].step % self.every == 0 and SCORE not in history[-1].metrics
 
     def is_over(self, history: Sequence) -> bool:
-        """Whether the score has not risen for as long as patience lasts."""
-        best = best_step(history)
+        """Whether the score has not risen for as long as patience lasts. Against the start, first steps often fall, to rise later."""
+        best = best_of({step: score for step, score in scores(history).items() if step > 0})
         return best is not None and 0 < self.patience <= sum(step > best for step in scores(history))
 
 
@@ -43,5 +43,9 @@ def scores(history: Sequence) -> dict[int, float]:
 
 def best_step(history: Sequence) -> int | None:
     """The step of the highest score, the first of equals; None where none was scored."""
-    found = {step: score for step, score in scores(history).items() if not math.isnan(score)}
-    return max(found, key=found.get, default=None)
+    return best_of(scores(history))
+
+
+def best_of(scored: dict[int, float]) -> int | None:
+    known = {step: score for step, score in scored.items() if not math.isnan(score)}
+    return max(known, key=known.get, default=None)

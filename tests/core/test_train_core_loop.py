@@ -263,19 +263,26 @@ def test_the_best_steps_checkpoint_stays_and_the_run_stops_when_the_score_falls(
 
 
 def test_what_a_run_begins_with_is_scored_and_may_be_its_best(tmp_path):
-    """A score that only falls: the start is kept beside the newest step, patience counts from it, and no bit of the run differs."""
+    """A score that falls from the start on: it is kept beside the newest step, patience counts from step 2, no bit differs."""
     folder, model, plain, seen = CheckpointFolder(tmp_path, keep=1), make(), make(), []
     held_out = replace(rising_then_falling(2, model, patience=3, seen=seen), from_start=True)
     start = weights_hash(model.state_dict())
     torch.manual_seed(5)
     training = run(model, steps=20, checkpoints=folder, held_out=held_out)
     torch.manual_seed(5)
-    run(plain, steps=6)
+    run(plain, steps=8)
     assert seen[0] == start and best_step(training.history) == 0
-    assert training.step == 6 and folder.steps() == [0, 6]
-    assert weights_hash(model.state_dict()) == weights_hash(plain.state_dict()) == seen[3]
+    assert training.step == 8 and folder.steps() == [0, 8]
+    assert weights_hash(model.state_dict()) == weights_hash(plain.state_dict()) == seen[4]
     load_trained(dict(model.named_parameters()), folder.load(0)["weights"])
     assert weights_hash(model.state_dict()) == start
+
+
+def test_a_run_that_first_falls_below_its_start_goes_on():
+    """Scores 0.6 at the start, 0.4, 0.5, 0.7 after steps 2, 4, 6: with patience 2 all is done, and the last is the best."""
+    numbers = iter((0.6, 0.4, 0.5, 0.7))
+    training = run(make(), steps=6, held_out=HeldOut(lambda: next(numbers), 2, 2, from_start=True))
+    assert training.step == best_step(training.history) == 6
 
 
 @pytest.mark.parametrize("patience, end", [(0, 12), (3, 10)])
