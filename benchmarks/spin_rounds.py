@@ -1,7 +1,8 @@
 """Why does self-play not rise in every round? python -m vico_spin.benchmarks.spin_rounds [--quick] [--ablations] [--docs docs/spin]
 
 Six rounds in the Sprite World on pairs as people make them (see spin_evidence; their winners are the real data), as a user
-would play them and with one thing changed: smaller rates after round 1, fewer steps, the safeguard. Beside the taste of what
+would play them and with one thing changed: pictures that stay finer than the opponent's, more of them, smaller rates after
+round 1, fewer steps, the safeguard. Beside the taste of what
 the player draws stand its opponent's, the four errors, the margin z and its gradient weight, the drift, the two sides'
 gradients apart, and whether a round's change of the weights goes back on the last one's. --ablations: what users ask about,
 one round each.
@@ -10,8 +11,8 @@ Every variant is kept in --output as soon as it is there, and found again; sever
 """
 
 import argparse
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,33 +25,53 @@ from ..scripts.sprite_world_card import BASE
 from ..spin_core.batches import PairBatch
 from ..spin_core.objectives import Errors, pair_logits, squared_error
 from ..spin_core.steps import noised_pair, predict_both
-from ..sprite_world.pictures import evaluation_prompts
+from ..sprite_world.pictures import chosen_pictures, evaluation_prompts
 from ..train_core import keyed_generator
 from .spin_arena import Arena, Method, States, UNet, Weights
 from .spin_documents import new_figure, table
 from .spin_evidence import held, save_arrays
 from .spin_judges import frechet
-from .spin_people import Pairs, pairs, see
+from .spin_people import Pairs, art_of, pairs, see
 
+REAL, NOISE, SEED = 64, 0.2, 0
 PLAYED = Method("spin", 7e-5, rounds=6)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to play. real: how many pictures are learnt from; finest: drawn with taste 1, in place of what people chose."""
+
+    method: Method = PLAYED
+    real: int = REAL
+    finest: bool = False
+
+    def learnt_from(self) -> Pairs:
+        if not self.finest:
+            return pairs("independent", SEED, self.real, NOISE)
+        drawn = list(islice(chosen_pictures(100 + SEED), self.real))
+        return Pairs([picture.caption() for picture in drawn], art_of(drawn), art_of(drawn))
+
+
 VARIANTS = {
-    "as played": PLAYED,
-    "a third of the steps": replace(PLAYED, steps=17),
-    "safeguard": replace(PLAYED, safeguard=0.0),
-    "rate halved each round": replace(PLAYED, rate=tuple(PLAYED.rate / 2**number for number in range(6))),
-    "quarter rate from round 2": replace(PLAYED, rate=(PLAYED.rate, PLAYED.rate / 4)),
+    "as played": Variant(),
+    "the finest pictures": Variant(finest=True),
+    "512 pictures": Variant(real=512),
+    "a third of the steps": Variant(replace(PLAYED, steps=17)),
+    "safeguard": Variant(replace(PLAYED, safeguard=0.0)),
+    "rate halved each round": Variant(replace(PLAYED, rate=tuple(PLAYED.rate / 2**number for number in range(6)))),
+    "quarter rate from round 2": Variant(replace(PLAYED, rate=(PLAYED.rate, PLAYED.rate / 4))),
 }
 ONE = replace(PLAYED, rounds=1)
 ABLATIONS = {
-    "one round as played": ONE,
-    "beta × 1/4": replace(ONE, beta=ONE.beta / 4),
-    "beta × 4": replace(ONE, beta=ONE.beta * 4),
-    "half the steps": replace(ONE, steps=ONE.steps // 2),
-    "twice the steps": replace(ONE, steps=ONE.steps * 2),
-    "opponent at CFG 1": replace(ONE, cfg=1.0),
-    "opponent at CFG 5": replace(ONE, cfg=5.0),
-    "noise not shared": replace(ONE, share_noise=False),
-    "LoRA of rank 16, 10 × the rate": replace(ONE, lora_rank=16, rate=ONE.rate * 10),
+    "one round as played": Variant(ONE),
+    "beta × 1/4": Variant(replace(ONE, beta=ONE.beta / 4)),
+    "beta × 4": Variant(replace(ONE, beta=ONE.beta * 4)),
+    "half the steps": Variant(replace(ONE, steps=ONE.steps // 2)),
+    "twice the steps": Variant(replace(ONE, steps=ONE.steps * 2)),
+    "opponent at CFG 1": Variant(replace(ONE, cfg=1.0)),
+    "opponent at CFG 5": Variant(replace(ONE, cfg=5.0)),
+    "noise not shared": Variant(replace(ONE, share_noise=False)),
+    "LoRA of rank 16, 10 × the rate": Variant(replace(ONE, lora_rank=16, rate=ONE.rate * 10)),
 }
 SHOWN = (  # of the step's metrics
     "error_policy_real",
@@ -62,7 +83,6 @@ SHOWN = (  # of the step's metrics
     "drift",
 )
 PROBED = 32  # pairs that gradients are taken over
-REAL, NOISE, SEED = 64, 0.2, 0
 
 
 def run(arena: Arena, method: Method, learnt_from: Pairs, prompts: list[str], folder: Path) -> dict[str, np.ndarray]:
@@ -174,16 +194,17 @@ HEAD = (
 )
 
 
-def goal() -> tuple[float, list[str]]:
-    """The winners' taste, and their captions."""
-    learnt_from = pairs("independent", SEED, REAL, NOISE)
-    return float(see(learnt_from.winners, learnt_from.captions)[:, 0].mean()), learnt_from.captions
+def goal() -> float:
+    """The taste of what people chose."""
+    learnt_from = Variant().learnt_from()
+    return float(see(learnt_from.winners, learnt_from.captions)[:, 0].mean())
 
 
 def write_table(found: dict[str, dict], prompts: list[str], path: Path) -> None:
-    aim, captions = goal()
-    text = table(HEAD, [row for name, one in found.items() for row in rows_of(name, one, prompts, captions)]) + (
-        f"\n\n{REAL} pairs at label noise {NOISE:g}, whose winners' taste is {aim:.3f}; one training seed, {len(prompts)} "
+    known = VARIANTS | ABLATIONS
+    rows = [rows_of(name, one, prompts, known[name].learnt_from().captions) for name, one in found.items()]
+    text = table(HEAD, [row for part in rows for row in part]) + (
+        f"\n\n{REAL} pairs at label noise {NOISE:g}, whose winners' taste is {goal():.3f}; one training seed, {len(prompts)} "
         f"prompts, rate {PLAYED.rate:g}, beta {PLAYED.beta:g}, {PLAYED.steps} steps a round. The player's taste at CFG 5, the "
         "opponent's at its own CFG (3, where nothing else is said). turn: cosine of the change of the weights with the last "
         "round's.\n"
@@ -195,12 +216,11 @@ def write_table(found: dict[str, dict], prompts: list[str], path: Path) -> None:
 
 def draw(found: dict[str, dict], prompts: list[str], path: Path) -> None:
     """Taste by round for each variant; of the first one, how far the player's errors leave the opponent's."""
-    aim, _ = goal()
     plt, figure, [(tastes, errs)] = new_figure(2)
     for name, one in found.items():
         tastes.plot([see(art, prompts)[:, 0].mean() for art in one["art"]], marker="o", label=name)
-    tastes.axhline(aim, color="grey", linewidth=0.8)
-    tastes.set(xlabel="round", ylabel="taste (grey: the real pictures')")
+    tastes.axhline(goal(), color="grey", linewidth=0.8)
+    tastes.set(xlabel="round", ylabel="taste (grey: of what people chose)")
     tastes.legend(fontsize=7)
     metric = next(iter(found.values()))["metrics"]  # [R, steps, 7]
     steps = np.arange(metric.shape[0] * metric.shape[1]) / metric.shape[1]
@@ -245,14 +265,15 @@ def file_of(name: str) -> str:
 
 def make(name: str, quick: bool, prompts: list[str], folder: Path, wait: bool) -> None:
     """Plays the variant where it is not there; one that another process is at only when it waits."""
-    path, method = folder / file_of(name), (VARIANTS | ABLATIONS)[name]
+    path, variant = folder / file_of(name), (VARIANTS | ABLATIONS)[name]
     with held(folder / "locks" / path.name, wait) as mine:
         if mine and not path.exists():
             arena = Arena(BASE, 4 if quick else 16, 6 if quick else 15)
             if quick:
-                method = replace(method, steps=11, rounds=min(method.rounds, 2))
-            learnt_from = pairs("independent", SEED, REAL, NOISE)
-            arrays = run(arena, method, learnt_from, prompts, folder / "runs" / path.stem)
+                method = replace(variant.method, steps=11, rounds=min(variant.method.rounds, 2))
+                variant = replace(variant, method=method, real=REAL)
+            learnt_from = variant.learnt_from()
+            arrays = run(arena, variant.method, learnt_from, prompts, folder / "runs" / path.stem)
             write_atomically(path, lambda partial: save_arrays(partial, arrays))
             print(name, flush=True)
 
