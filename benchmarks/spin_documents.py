@@ -109,7 +109,7 @@ class Findings:
         return (rate, (third + 1) * self.study.sizes.steps, states[third]) if states else None
 
     def duels(self, kind: str, noise: float) -> dict[str, dict]:
-        """{"SPIN over DPO round 2": {judge: {win, low, high, …}}}, at equal steps."""
+        """{"SPIN over DPO round 2": {judge: {win, low, high, …}}}: at equal steps, and each kept at its best at its own."""
         found = {}
         for a, b in DUELS:
             pairs = zip(self.states(kind, noise, a), self.states(kind, noise, b), strict=False)

@@ -204,7 +204,7 @@ def write_table(found: dict[str, dict], prompts: list[str], path: Path) -> None:
     known = VARIANTS | ABLATIONS
     rows = [rows_of(name, one, prompts, known[name].learnt_from().captions) for name, one in found.items()]
     text = table(HEAD, [row for part in rows for row in part]) + (
-        f"\n\n{REAL} pairs at label noise {NOISE:g}, whose winners' taste is {goal():.3f}; one training seed, {len(prompts)} "
+        f"\n\n{REAL} pairs at label noise {NOISE:g}, whose winners' taste is {goal():.3f}, where nothing else is said; one training seed, {len(prompts)} "
         f"prompts, rate {PLAYED.rate:g}, beta {PLAYED.beta:g}, {PLAYED.steps} steps a round. The player's taste at CFG 5, the "
         "opponent's at its own CFG (3, where nothing else is said). turn: cosine of the change of the weights with the last "
         "round's.\n"

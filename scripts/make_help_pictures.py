@@ -1,6 +1,6 @@
 """The pictures on the nodes' help pages and README's: what stands on the nodes after a run of a workflow, in the browser.
 
-python -m vico_spin.scripts.make_help_pictures                  # all: half an hour on two cores
+python -m vico_spin.scripts.make_help_pictures                  # all: some minutes on two cores
 python -m vico_spin.scripts.make_help_pictures spin_self_play   # those of one workflow
 """
 

@@ -12,9 +12,9 @@ BEFORE = "score_before"  # among those of the first step: of what the run began 
 class HeldOut:
     """Scores the model after every so many steps; higher is better.
 
-    patience: so many steps' scores in a row that are no new best of theirs end the run; 0: none do. made_from: what makes two scores
-    comparable (scorer, prompts, how they are drawn), JSON values. from_start: what the run begins with is scored too, as
-    step 0, and may be the best.
+    patience: so many steps' scores in a row that are no new best of theirs end the run; 0: none do. made_from: what makes
+    two scores comparable (scorer, prompts, how they are drawn), JSON values. from_start: what the run begins with is scored
+    too, as step 0, and may be the best.
     """
 
     score: Callable[[], float]
@@ -28,7 +28,10 @@ class HeldOut:
         return bool(history) and history[-1].step % self.every == 0 and SCORE not in history[-1].metrics
 
     def is_over(self, history: Sequence) -> bool:
-        """Whether the score has not risen for as long as patience lasts. Against the start, first steps often fall, to rise later."""
+        """Whether the score has not risen for as long as patience lasts.
+
+        The start does not count: first steps often fall below it, and later ones rise above.
+        """
         best = best_of({step: score for step, score in scores(history).items() if step > 0})
         return best is not None and 0 < self.patience <= sum(step > best for step in scores(history))
 
