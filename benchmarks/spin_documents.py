@@ -360,7 +360,7 @@ def as_markdown(found: Findings, duels: dict, base: State) -> str:
     ]
     told_by = ", ".join(f"{name} {value:.3f}" for name, value in agreement(SEARCHED_AT).items())
     parts.append(
-        f"{sizes.real} pairs, {sizes.batch} a step, {sizes.prompts} prompts; Euler, {sizes.sampling_steps} steps, bfloat16. "
+        f"{sizes.real} pairs, {sizes.batch} a step, {sizes.prompts} prompts; Euler, {sizes.sampling_steps} steps. "
         f"distance: to the nearest drawing of the prompt's true scene; people: what people in the mean gain over the base, in "
         f"standard deviations of what they see. At label noise {SEARCHED_AT:g}: {told_by}. Preference model, held out: "
         + ", ".join(

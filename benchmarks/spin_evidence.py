@@ -75,9 +75,9 @@ class Sizes:
     rounds: int = 3
     prompts: int = 200
     search_prompts: int = 40
-    sampling_steps: int = 15
+    sampling_steps: int = 10
     choices: int = CHOICES
-    rates: tuple[float, ...] = (4e-5, 7e-5, 1.2e-4, 2e-4, 4e-4, 7e-4, 1.2e-3, 2e-3)
+    rates: tuple[float, ...] = (4e-5, 1.2e-4, 4e-4, 1.2e-3, 4e-3)
 
 
 QUICK = Sizes(

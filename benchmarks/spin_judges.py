@@ -110,9 +110,8 @@ def train_preference_model(found: Choices, seed: int = 0) -> tuple[PreferenceMod
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         batch = learnt.at(torch.randint(len(learnt.captions), (BATCH,), generator=generator).numpy())
-        with torch.autocast("cpu", torch.bfloat16):
-            lead = model(unit(batch.art[:, 0]), batch.captions) - model(unit(batch.art[:, 1]), batch.captions)
-        F.binary_cross_entropy_with_logits(lead.float(), torch.from_numpy(batch.first).float()).backward()
+        lead = model(unit(batch.art[:, 0]), batch.captions) - model(unit(batch.art[:, 1]), batch.captions)
+        F.binary_cross_entropy_with_logits(lead, torch.from_numpy(batch.first).float()).backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

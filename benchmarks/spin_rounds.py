@@ -268,7 +268,7 @@ def make(name: str, quick: bool, prompts: list[str], folder: Path, wait: bool) -
     path, variant = folder / file_of(name), (VARIANTS | ABLATIONS)[name]
     with held(folder / "locks" / path.name, wait) as mine:
         if mine and not path.exists():
-            arena = Arena(BASE, 4 if quick else 16, 6 if quick else 15)
+            arena = Arena(BASE, 4 if quick else 16, 6 if quick else 10)
             if quick:
                 method = replace(variant.method, steps=11, rounds=min(variant.method.rounds, 2))
                 variant = replace(variant, method=method, real=REAL)
