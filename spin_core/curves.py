@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Iterator
 from statistics import fmean
 
 from PIL import Image
@@ -91,8 +92,9 @@ def draw_curves(metrics: dict) -> Image.Image:
         axis.set_axis_off()
     for axis, (title, names, level) in zip(axes, panels, strict=False):
         for name in names:
-            known = {n: step["metrics"][name] for n, step in enumerate(steps, start=1) if name in step["metrics"]}
-            axis.plot(known.keys(), known.values(), label=name, linewidth=1, marker="o" if name == "score" else None)
+            known = list(points(steps, name))
+            at, values = [number for number, _ in known], [value for _, value in known]
+            axis.plot(at, values, label=name, linewidth=1, marker="o" if name == "score" else None)
         if title == "loss":
             level = start_of_pairs(steps)
         if level is not None:
@@ -105,6 +107,16 @@ def draw_curves(metrics: dict) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer).convert("RGB")
+
+
+def points(steps: list[dict], name: str) -> Iterator[tuple[int, float]]:
+    """(step, value) where the metric is; before a score, that of what the round began with, if it was rated."""
+    for number, step in enumerate(steps, start=1):
+        metrics = step["metrics"]
+        if name == "score" and "score_before" in metrics:
+            yield number - 1, metrics["score_before"]
+        if name in metrics:
+            yield number, metrics[name]
 
 
 def start_of_pairs(steps: list[dict]) -> float | None:

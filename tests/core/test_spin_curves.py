@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from vico_spin.spin_core.curves import PANELS, draw_curves, start_of_pairs, verdict
+from vico_spin.spin_core.curves import PANELS, draw_curves, points, start_of_pairs, verdict
 
 
 def metrics(method="spin", real=0.4, accuracy=0.9, rounds=2):
@@ -66,5 +66,6 @@ def test_scores_of_previews_are_told_and_drawn():
     assert draw_curves(found).tobytes() != plain.tobytes()
     found["rounds"][0][0]["metrics"]["score_before"] = 0.45
     assert verdict(found).endswith("; 0.4000 after step 30; 0.4500 before the first.")
+    assert list(points(found["rounds"][0], "score")) == [(0, 0.45), (10, 0.2), (20, 0.5), (30, 0.4)]
     found["rounds"][0][0]["metrics"]["score_before"] = 0.6
     assert verdict(found).endswith("0.6000 before the first. No step is above that: its best is to change nothing.")
