@@ -93,20 +93,17 @@ class Findings:
         """The cell's training under every seed that is there."""
         arts = {seed: self.study.kept(replace(cell, seed=seed).file) for seed in range(10)}
         arts = {seed: art for seed, art in arts.items() if art is not None}
-        thirds = range(self.study.sizes.rounds) if arts else ()
-        return [self.state({seed: art[third] for seed, art in arts.items()}) for third in thirds]
+        thirds = min(map(len, arts.values()), default=0)
+        return [self.state({seed: art[third] for seed, art in arts.items()}) for third in range(thirds)]
 
     def kept_at_best(self, kind: str, noise: float, name: str) -> tuple[float, int, State] | None:
         """The rate, the steps and the state at which the method is kept; None where that was not trained."""
-        best = self.study.best(kind, name, make=False)
+        best = self.study.at_best(kind, noise, name, make=False)
         if best is None:
             return None
-        rate, third = best
-        if rate == self.study.rate(kind, name, make=False):
-            states = self.states(kind, noise, name)
-        else:
-            states = self.thirds(Cell(kind, noise, self.study.sizes.real, name, rate, 0))
-        return (rate, (third + 1) * self.study.sizes.steps, states[third]) if states else None
+        cell, third = best
+        states = self.thirds(cell) if cell.thirds else self.states(kind, noise, name)
+        return (cell.rate, (third + 1) * self.study.sizes.steps, states[third]) if states else None
 
     def duels(self, kind: str, noise: float) -> dict[str, dict]:
         """{"SPIN over DPO round 2": {judge: {win, low, high, …}}}: at equal steps, and each kept at its best at its own."""

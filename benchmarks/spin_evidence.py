@@ -87,7 +87,7 @@ QUICK = Sizes(
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: the pairs that it learns from, how, and by which seed."""
+    """One training: the pairs that it learns from, how, by which seed, and how many thirds of it (None: all)."""
 
     pairs: str
     noise: float
@@ -95,11 +95,13 @@ class Cell:
     name: str
     rate: float
     seed: int
+    thirds: int | None = None
 
     @property
     def file(self) -> str:
         method = self.name.replace(" ", "_")
-        return f"{self.pairs}-{self.noise:g}-{self.real}-{method}-{self.rate:g}-{self.seed}.npz"
+        part = "" if self.thirds is None else f"-first{self.thirds}"
+        return f"{self.pairs}-{self.noise:g}-{self.real}-{method}-{self.rate:g}{part}-{self.seed}.npz"
 
 
 class Study:
@@ -168,7 +170,7 @@ class Study:
     def method(self, cell: Cell) -> Method:
         sft_rate = self.rate(cell.pairs, "SFT") if "from SFT" in cell.name else 0.0
         parts, sizes = PARTS.get(cell.name, 1), self.sizes
-        steps, rounds = sizes.steps // parts, sizes.rounds * parts
+        steps, rounds = sizes.steps // parts, (cell.thirds or sizes.rounds) * parts
         return replace(METHODS[cell.name], rate=cell.rate, sft_rate=sft_rate, steps=steps, rounds=rounds)
 
     def search(self, kind: str, name: str, make: bool = True, wait: bool = True) -> dict[float, Worth]:
@@ -208,10 +210,17 @@ class Study:
         worth = self.search(kind, name, make)
         return best_in_mean(worth) if worth else None
 
-    def best(self, kind: str, name: str, make: bool = True) -> tuple[float, int] | None:
-        """The rate and the third, from 0, at which the method is kept; None where nothing of its search is there."""
+    def at_best(self, kind: str, noise: float, name: str, make: bool = True) -> tuple[Cell, int] | None:
+        """The training (seed 0) and the third of it, from 0, at which the method is kept; None without anything of its search.
+
+        No longer than to that third, but where all thirds of it are trained anyway, by the rate that is the best in the mean.
+        """
         worth = self.search(kind, name, make)
-        return best_kept(worth) if worth else None
+        if not worth:
+            return None
+        rate, third = best_kept(worth)
+        thirds = None if rate == best_in_mean(worth) else third + 1
+        return Cell(kind, noise, self.sizes.real, name, rate, 0, thirds), third
 
     # ---- the judge that learns
 
@@ -297,8 +306,10 @@ class Part:
             for seed in self.seeds:
                 for noise in self.noises:
                     for name in self.methods:
-                        rate = study.best(kind, name)[0] if self.kept_at_best else study.rate(kind, name)
-                        yield Cell(kind, noise, study.sizes.real, name, rate, seed)
+                        if self.kept_at_best:
+                            yield replace(study.at_best(kind, noise, name)[0], seed=seed)
+                        else:
+                            yield Cell(kind, noise, study.sizes.real, name, study.rate(kind, name), seed)
         for seed in self.seeds:
             for real in self.reals:
                 yield Cell("independent", SEARCHED_AT, real, "DPO", study.rate("independent", "DPO"), seed)

@@ -170,16 +170,15 @@ def test_a_method_that_only_harms_is_not_halved_for_ever(study):
 
 def test_what_swings_is_kept_at_its_best_third(study, tmp_path):
     """SPIN's first round at 1e-4 draws finest of all and its second crudely: not its rate in the mean, and yet what is kept."""
-    cells = (
-        searched("independent", "SPIN", 1e-4, SIZES),
-        *(Cell("independent", 0.2, 8, "SPIN", 1e-4, s) for s in (0, 1)),
-    )
-    for cell in cells:
+    kept = [Cell("independent", 0.2, 8, "SPIN", 1e-4, seed, thirds=1) for seed in (0, 1)]
+    for cell in (searched("independent", "SPIN", 1e-4, SIZES), *kept):
         swings = [drawn(study.prompts_of(cell.seed), taste, cell.seed)[0] for taste in (1.0, 0.0, 0.3)]
-        save_arrays(study.folder / cell.file, {"art": np.stack(swings)})
+        save_arrays(study.folder / cell.file, {"art": np.stack(swings[: cell.thirds])})
     assert study.rate("independent", "SPIN", make=False) == 1e-5
-    assert study.best("independent", "SPIN", make=False) == (1e-4, 0)
-    assert study.best("independent", "DPO", make=False) == (1e-4, 0)  # of equal thirds the one of fewer steps
+    assert study.at_best("independent", 0.2, "SPIN", make=False) == (kept[0], 0)
+    assert study.method(kept[0]).rounds == 1  # what comes after is not trained
+    cell, third = study.at_best("independent", 0.2, "DPO", make=False)
+    assert (cell.rate, cell.thirds, third) == (1e-4, None, 0)  # of equal thirds the one of fewer steps
     found = write_documents(study, tmp_path / "docs")["independent"]["0.2"]
     assert found["SPIN over DPO round 1"]["taste"]["win"] < 0.1
     assert found["SPIN over DPO, each kept at its best"]["taste"]["win"] > 0.9
