@@ -120,7 +120,7 @@ class Findings:
         return found
 
     def all_duels(self) -> dict[str, dict[str, dict]]:
-        found = {kind: {f"{noise:g}": self.duels(kind, noise) for noise in sorted(NOISES)} for kind in PAIRS}
+        found = {kind: {f"{noise:g}": self.duels(kind, noise) for noise in NOISES} for kind in PAIRS}
         return {kind: {n: duels for n, duels in by_noise.items() if duels} for kind, by_noise in found.items()}
 
 
@@ -282,10 +282,10 @@ def draw_rates(ax, name: str, rates: list[float], x: list[float], y: list[float]
 
 
 def draw_crossover(by_noise: dict[str, dict], path: Path) -> None:
-    """SPIN's wins over DPO by label noise, rounds 2 and 3, a line a judge."""
-    plt, figure, [axes] = new_figure(2)
-    for ax, number in zip(axes, (2, 3), strict=True):
-        name = f"SPIN over DPO round {number}"
+    """SPIN's wins over DPO by label noise, after rounds 2 and 3 and each kept at its best, a line a judge."""
+    plt, figure, [axes] = new_figure(3)
+    for ax, when in zip(axes, (" round 2", " round 3", f", {AT_BEST}"), strict=True):
+        name = f"SPIN over DPO{when}"
         found = {float(noise): duels[name] for noise, duels in by_noise.items() if name in duels}
         for place, judge in enumerate(JUDGES):
             wins = [duels[judge] for duels in found.values()]
