@@ -63,9 +63,11 @@ def test_scores_of_previews_are_told_and_drawn():
         step = found["rounds"][0][number]
         found["rounds"][0][number] = {"metrics": step["metrics"] | {"score": score}}
     assert verdict(found).endswith(" Best score 0.5000, after step 20; 0.4000 after step 30.")
-    assert draw_curves(found).tobytes() != plain.tobytes()
+    scored = draw_curves(found)
+    assert scored.tobytes() != plain.tobytes()
     found["rounds"][0][0]["metrics"]["score_before"] = 0.45
     assert verdict(found).endswith("; 0.4000 after step 30; 0.4500 before the first.")
     assert list(points(found["rounds"][0], "score")) == [(0, 0.45), (10, 0.2), (20, 0.5), (30, 0.4)]
+    assert draw_curves(found).tobytes() != scored.tobytes()
     found["rounds"][0][0]["metrics"]["score_before"] = 0.6
     assert verdict(found).endswith("0.6000 before the first. No step is above that: its best is to change nothing.")
