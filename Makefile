@@ -30,7 +30,7 @@ test-core: setup
 	$(PYTHON) -m pytest -m "not gpu" tests/core
 
 # On another ComfyUI: COMFYUI_PATH=/path/to/ComfyUI make test-graph
-test-graph: setup
+test-graph: browser
 	$(ON_THE_HOST)
 
 lint: setup
@@ -38,5 +38,5 @@ lint: setup
 	.venv/bin/ruff format --check .
 	$(PYTHON) scripts/walls.py
 
-bench: setup
+bench: browser
 	$(PYTHON) -m vico_spin.benchmarks.table $(if $(QUICK),--quick)

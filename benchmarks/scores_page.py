@@ -17,7 +17,7 @@ from ..scores.report import write_report
 from ..scores.run import Run
 from ..scores.samples import Sample
 from ..scores.scorer import Scorer
-from ..scripts.get_browser import find_chromium
+from ..scripts.browser import chromium
 from ..sprite_world.pictures import pictures, render, show
 from .harness import finish, flags
 
@@ -88,19 +88,14 @@ def measure(root: Path, count: int, models: int, noisy: bool, browser) -> dict:
 
 
 def main() -> None:
-    from playwright.sync_api import sync_playwright
-
     parser = flags(__doc__, pictures=(1000, "on the page"))
     parser.add_argument("--models", type=int, default=2, choices=(2, 3))
     parser.add_argument("--noisy", action="store_true", help="512 × 512 with grain, as heavy as photos")
     parser.add_argument("--keep", type=Path, help="make everything in this folder and leave it there")
     arguments = parser.parse_args()
-    arguments_of_browser = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=find_chromium(), args=arguments_of_browser)
+    with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
         root = arguments.keep or Path(scratch)
         found = measure(root, arguments.pictures, arguments.models, arguments.noisy, browser)
-        browser.close()
     finish(found, arguments)
 
 

@@ -19,6 +19,14 @@ def test_every_row_of_make_bench_has_its_figure(bench):
     assert not why and all(isinstance(row.value(found), int | float) for row in bench.rows)
 
 
+def test_without_a_browser_the_page_says_how_to_get_one(monkeypatch, tmp_path):
+    for name in ("PATH", "PLAYWRIGHT_BROWSERS_PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    bench = next(bench for bench in table.BENCHES if bench.name == "scores_page")
+    _, why = table.run(bench, quick=True, minutes=30)
+    assert "`make browser` installs one" in why
+
+
 @pytest.mark.parametrize("flags", ["vico_masks --creatures 1", "scale --quick"])
 def test_what_makes_a_page_of_the_docs_runs(flags, tmp_path):
     command = [sys.executable, "-m", *f"vico_spin.benchmarks.{flags} --docs {tmp_path}".split()]
