@@ -1,17 +1,17 @@
 """The evidence's tables, figures and pictures, and its numbers, out of what a study's folder holds."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..sprite_world.measure import accuracies, measure
 from ..sprite_world.pictures import show
 from .grid import named_rows
 from .spin_evidence import KEPT, METHODS, NOISES, PARTS, RATE_OF, SEARCH_SEED, SEARCHED_AT, Cell, Study, searched, told
-from .spin_judges import frechet, judged, win
+from .spin_judges import Shown, win
 from .spin_people import PAIRS, agreement
 
 JUDGES = ("taste", "prompt", "fidelity", "people", "preference model")
@@ -27,7 +27,6 @@ DUELS = (
 AT_BEST = "each kept at its best"
 CLAIMED = {"SFT": 1, "DPO": 2}  # the round from which the paper has SPIN above it
 MEASURED = ("taste", "prompt", "class word", "distance", "Fréchet", "people", "wins over the base", "seeds")
-SHOWN = 8  # pictures a model in the grid
 FARTHEST = 1.7  # times the base's distances: what lies beyond is outside the figure of the front
 
 
@@ -60,21 +59,22 @@ class Findings:
     def __init__(self, study: Study):
         self.study, self.known = study, {}
 
-    def state(self, arts: dict[int, np.ndarray]) -> State:
-        """One model's pictures by training seed before the judges."""
-        study, seeds = self.study, tuple(sorted(arts))
-        seen = [judged(arts[seed], study.prompts, study.preferred) for seed in seeds]
-        words = [accuracies(measure(arts[seed], study.prompts))["class_word"] for seed in seeds]
-        return State(
-            seeds,
-            {judge: np.stack([one[judge] for one in seen], axis=1) for judge in JUDGES},
-            float(np.mean([frechet(arts[seed]) for seed in seeds])),
-            float(np.mean(words)),
-        )
-
     def base(self) -> State:
-        seeds = [seed for seed in range(10) if self.study.kept(f"base-{seed}.npz") is not None]
-        return self.state({seed: self.study.kept(f"base-{seed}.npz")[0] for seed in seeds})
+        return self.state(self.shown(lambda seed: f"base-{seed}.npz"), 0)
+
+    def shown(self, file: Callable[[int], str]) -> dict[int, Shown]:
+        """By training seed, where it is there."""
+        found = {seed: self.study.shown(file(seed)) for seed in range(10)}
+        return {seed: shown for seed, shown in found.items() if shown is not None}
+
+    def state(self, shown: dict[int, Shown], third: int) -> State:
+        by_judge = [one.by_judge(third) for one in shown.values()]
+        return State(
+            tuple(shown),
+            {judge: np.stack([one[judge] for one in by_judge], axis=1) for judge in JUDGES},
+            float(np.mean([one.frechet[third] for one in shown.values()])),
+            float(np.mean([one.class_word[third] for one in shown.values()])),
+        )
 
     def states(self, kind: str, noise: float, name: str, real: int | None = None) -> list[State]:
         """After each third; empty where nothing was trained."""
@@ -91,10 +91,9 @@ class Findings:
 
     def thirds(self, cell: Cell) -> list[State]:
         """The cell's training under every seed that is there."""
-        arts = {seed: self.study.kept(replace(cell, seed=seed).file) for seed in range(10)}
-        arts = {seed: art for seed, art in arts.items() if art is not None}
-        thirds = min(map(len, arts.values()), default=0)
-        return [self.state({seed: art[third] for seed, art in arts.items()}) for third in range(thirds)]
+        shown = self.shown(lambda seed: replace(cell, seed=seed).file)
+        thirds = min((len(one.frechet) for one in shown.values()), default=0)
+        return [self.state(shown, third) for third in range(thirds)]
 
     def kept_at_best(self, kind: str, noise: float, name: str) -> tuple[float, int, State] | None:
         """The rate, the steps and the state at which the method is kept; None where that was not trained."""
@@ -250,23 +249,23 @@ def new_figure(columns: int, width: float = 4.6):
 
 def draw_front(study: Study, path: Path, kind: str = "independent") -> None:
     """Preference against fidelity on the search's prompts: one point a method and rate, after all steps."""
-    base = study.kept(f"base-{SEARCH_SEED}.npz")
+    base = study.shown(f"base-{SEARCH_SEED}.npz")
     plt, figure, [axes] = new_figure(2)
-    start = judged(base[0], study.search_prompts, study.preferred)
+    start = base.by_judge(0)
     for name in METHODS:
         rates = list(study.search(kind, name, make=False))
         if not rates or name in RATE_OF:
             continue
-        arts = [study.kept(searched(kind, name, rate, study.sizes).file)[-1] for rate in rates]
-        shown = [judged(art, study.search_prompts, study.preferred) for art in arts]
+        found = [study.shown(searched(kind, name, rate, study.sizes).file) for rate in rates]
+        shown = [one.by_judge(-1) for one in found]
         y = [win(one["preference model"][:, None], start["preference model"][:, None])["win"] for one in shown]
         draw_rates(axes[0], name, rates, [one["fidelity"].mean() for one in shown], y)
-        draw_rates(axes[1], name, rates, [frechet(art) for art in arts], y)
+        draw_rates(axes[1], name, rates, [one.frechet[-1] for one in found], y)
     axes[0].axvline(start["fidelity"].mean(), color="grey", linewidth=0.8)
-    axes[1].axvline(frechet(base[0]), color="grey", linewidth=0.8)
+    axes[1].axvline(base.frechet[0], color="grey", linewidth=0.8)
     # A rate at which a method collapses would press all others into a corner.
     axes[0].set_xlim(left=FARTHEST * start["fidelity"].mean())
-    axes[1].set_xlim(right=FARTHEST * frechet(base[0]))
+    axes[1].set_xlim(right=FARTHEST * base.frechet[0])
     axes[1].invert_xaxis()
     axes[0].set(xlabel="fidelity: minus the distance to the true scene", ylabel="wins over the base, preference model")
     axes[1].set(xlabel="Fréchet distance to fine pictures (better to the right)")
@@ -299,16 +298,16 @@ def draw_crossover(by_noise: dict[str, dict], path: Path) -> None:
     plt.close(figure)
 
 
-def draw_pictures(study: Study, path: Path) -> None:
+def draw_pictures(found: Findings, path: Path) -> None:
     """The same prompts and noise, a row a model, after all steps at the search's noise."""
-    seed = min((s for s in range(10) if study.kept(f"base-{s}.npz") is not None), default=0)
-    rows = {"base": study.kept(f"base-{seed}.npz")[0]}
+    study, seed = found.study, min(found.base().seeds)
+    rows = {"base": study.shown(f"base-{seed}.npz")}
     for name in METHODS:
         rate = study.rate("independent", name, make=False)
-        art = rate and study.kept(Cell("independent", SEARCHED_AT, study.sizes.real, name, rate, seed).file)
-        if art is not None:
-            rows[name] = art[-1]
-    strips = {name: Image.fromarray(np.concatenate(list(show(art[:SHOWN])), 1)) for name, art in rows.items()}
+        shown = rate and study.shown(Cell("independent", SEARCHED_AT, study.sizes.real, name, rate, seed).file)
+        if shown is not None:
+            rows[name] = shown
+    strips = {name: Image.fromarray(np.concatenate(list(show(one.pictures)), 1)) for name, one in rows.items()}
     named_rows(strips, label=150).save(path, optimize=True)
 
 
@@ -325,7 +324,7 @@ def write_documents(study: Study, docs: Path) -> dict:
     (docs / "spin_evidence.json").write_text(json.dumps(duels, indent=1) + "\n", encoding="utf-8")
     draw_front(study, docs / "spin_front.png")
     draw_crossover(duels["independent"], docs / "spin_crossover.png")
-    draw_pictures(study, docs / "spin_evidence_pictures.png")
+    draw_pictures(found, docs / "spin_evidence_pictures.png")
     print(text)
     return duels
 
@@ -361,7 +360,8 @@ def as_markdown(found: Findings, duels: dict, base: State) -> str:
         f"distance: to the nearest drawing of the prompt's true scene; people: what people in the mean gain over the base, in "
         f"standard deviations of what they see. At label noise {SEARCHED_AT:g}: {told_by}. Preference model, held out: "
         + ", ".join(
-            f"{name} {value:g}" if value > 1 else f"{name} {value:.3f}" for name, value in study.agreement.items()
+            f"{name} {value}" if isinstance(value, int) else f"{name} {value:.3f}"
+            for name, value in study.preference_model[1].items()
         )
         + ". Intervals: prompts and training seeds resampled; with one seed, prompts alone."
     )

@@ -16,9 +16,12 @@ picture that the judge puts above the other model's of the same prompt and noise
 training seeds.
 
 Every training is kept in --output as the pictures that it drew, and found again: a run can be cut, several processes share
-the work of one folder, and --pairs, --noises, --methods, --reals and --seeds take a part of it. Documents show what the folder
-holds. The whole: all methods on people's pairs at label noise 0.2, DPO on 256 of them; DPO and SPIN without wrong labels and
-with 40% of them, and on pairs of one scene without and with 20%; what is kept at its best of the first two.
+the work of one folder, and --pairs, --noises, --methods, --reals and --seeds take a part of it. Documents show what is there.
+Beside them, in results, is kept what the judges saw in the pictures: small enough to be committed, so that another machine
+goes on where this one stopped. The preference model is learnt once, from what the search has drawn by the first documents.
+
+The whole: all methods on people's pairs at label noise 0.2, DPO on 256 of them; DPO and SPIN without wrong labels and with 40%
+of them, and on pairs of one scene without and with 20%; what is kept at its best of the first two.
 """
 
 import argparse
@@ -33,15 +36,24 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..intake import write_atomically
 from ..scripts.get_host import ROOT
 from ..scripts.sprite_world_card import BASE
 from ..sprite_world.pictures import evaluation_prompts
 from .spin_arena import Arena, Method
-from .spin_judges import CHOICES, PreferenceModel, choices, preference, train_preference_model
-from .spin_people import PAIRS, pairs, see, utility
+from .spin_judges import (
+    CHOICES,
+    PreferenceModel,
+    Shown,
+    choices,
+    load_preference_model,
+    preference,
+    save_preference_model,
+    seen_by_third,
+    train_preference_model,
+)
+from .spin_people import PAIRS, pairs, utility
 
 METHODS = {  # in the order in which they are run: what is from SFT needs SFT's rate
     "SFT": Method("sft", 0),
@@ -104,54 +116,71 @@ class Cell:
 
 
 class Study:
-    """Trainings by their cell, each in its file; the arena is only entered for what is missing."""
+    """Trainings by their cell, each in its file; the arena is only entered for what is missing.
 
-    def __init__(self, weights: Path, sizes: Sizes, folder: Path):
-        self.sizes, self.folder, self.weights = sizes, folder, weights
+    folder: of the pictures. results: of what judges saw in them, which stands for pictures that are gone.
+    """
+
+    def __init__(self, weights: Path, sizes: Sizes, folder: Path, results: Path):
+        self.sizes, self.folder, self.results, self.weights = sizes, folder, results, weights
         self.worths: dict[str, Worth] = {}
+        self.judged: dict[str, Shown] = {}
         self.prompts = evaluation_prompts(sizes.prompts, seed=7)
         self.search_prompts = evaluation_prompts(sizes.search_prompts, seed=11)
-        self._claim_folder()
+        for claimed in (folder, results):
+            self._claim(claimed)
 
     @cached_property
     def arena(self) -> Arena:
         return Arena(self.weights, self.sizes.batch, self.sizes.sampling_steps)
 
-    def _claim_folder(self) -> None:
+    def _claim(self, folder: Path) -> None:
         sizes = {name: value for name, value in asdict(self.sizes).items() if name != "rates"}  # more can be added
         made_from = json.dumps({"base": hashlib.sha256(self.weights.read_bytes()).hexdigest(), **sizes})
-        path = self.folder / "plan.json"
+        path = folder / "plan.json"
         if path.exists() and path.read_text() != made_from:
-            raise SystemExit(
-                f"{self.folder} holds another plan's or base's results: name another --output, or delete it."
-            )
-        write_atomically(path, lambda partial: partial.write_text(made_from))
+            raise SystemExit(f"{folder} holds another plan's or base's results: name another folder, or delete it.")
+        if not path.exists():
+            write_atomically(path, lambda partial: partial.write_text(made_from))
 
     def prompts_of(self, seed: int) -> list[str]:
         return self.search_prompts if seed == SEARCH_SEED else self.prompts
 
     # ---- what is kept
 
-    def kept(self, file: str) -> np.ndarray | None:
-        """Art [states, P, 32, 32, 3], where it is there."""
-        path = self.folder / file
-        return np.load(path)["art"] if path.exists() else None
+    def is_there(self, file: str) -> bool:
+        return (self.results / file).exists() or (self.folder / file).exists()
 
-    def made(self, file: str, make: Callable[[], dict[str, np.ndarray]], wait: bool = True) -> np.ndarray | None:
-        """The file's art, made where it is missing; None where another process is making it and nobody waits."""
+    def art(self, file: str) -> np.ndarray:
+        """[S, P, 32, 32, 3]"""
+        return np.load(self.folder / file)["art"]
+
+    def made(self, file: str, make: Callable[[], dict[str, np.ndarray]], wait: bool = True) -> bool:
+        """Whether it is there, made where it is missing; another process that is making it is waited for, or left alone."""
         with held(self.folder / "locks" / file, wait) as mine:
-            if mine and self.kept(file) is None:
+            if mine and not self.is_there(file):
                 arrays = make()
                 write_atomically(self.folder / file, lambda partial: save_arrays(partial, arrays))
                 print(file, flush=True)
-        return self.kept(file)
+        return self.is_there(file)
 
-    def base(self, seed: int) -> np.ndarray:
+    def base(self, seed: int) -> bool:
         draw = lambda: {"art": self.arena.draw(self.arena.base, self.prompts_of(seed), seed)[None]}  # noqa: E731
         return self.made(f"base-{seed}.npz", draw)
 
-    def trained(self, cell: Cell, wait: bool = True) -> np.ndarray | None:
+    def trained(self, cell: Cell, wait: bool = True) -> bool:
         return self.made(cell.file, partial(self._train, cell), wait)
+
+    def shown(self, file: str) -> Shown | None:
+        """What all judges see in its pictures, kept from the first time on; None where it is not there."""
+        if file not in self.judged and self.is_there(file):
+            path = self.results / file
+            if not path.exists():
+                prompts = self.search_prompts if file.endswith(f"-{SEARCH_SEED}.npz") else self.prompts
+                found = Shown.of(self.art(file), prompts, partial(preference, self.preference_model[0]))
+                write_atomically(path, lambda partial: save_arrays(partial, vars(found)))
+            self.judged[file] = Shown(**np.load(path))
+        return self.judged.get(file)
 
     def _train(self, cell: Cell) -> dict[str, np.ndarray]:
         learnt_from = pairs(cell.pairs, cell.seed, cell.real, cell.noise)
@@ -197,12 +226,12 @@ class Study:
 
     def worth(self, cell: Cell, make: bool, wait: bool) -> Worth | None:
         """None where the pictures are not there."""
-        if cell.file not in self.worths:
-            art = self.trained(cell, wait) if make else self.kept(cell.file)
-            if art is None:
-                return None
-            self.worths[cell.file] = tuple(float(utility(see(state, self.search_prompts)).mean()) for state in art)
-        return self.worths[cell.file]
+        there = self.trained(cell, wait) if make else self.is_there(cell.file)
+        if there and cell.file not in self.worths:
+            path = self.results / cell.file
+            seen = np.load(path)["seen"] if path.exists() else seen_by_third(self.art(cell.file), self.search_prompts)
+            self.worths[cell.file] = tuple(float(utility(third).mean()) for third in seen)
+        return self.worths.get(cell.file)
 
     def rate(self, kind: str, name: str, make: bool = True) -> float | None:
         """The best of the search in the mean of its thirds; None where nothing of it is there."""
@@ -224,30 +253,20 @@ class Study:
     # ---- the judge that learns
 
     @cached_property
-    def preferred(self) -> Callable:
-        """The preference model as judge: kept with what it learnt from, trained again where there is more."""
-        pools = self.pools()
-        path, files = self.folder / "preference.pt", sorted(pools)
-        kept = torch.load(path, weights_only=True) if path.exists() else {}
-        if kept.get("files") != files:
-            kept = self._train_preference(pools, files)
-            write_atomically(path, lambda partial: torch.save(kept, partial))
-        model = PreferenceModel(kept["words"])
-        model.load_state_dict(kept["weights"])
-        self.agreement = kept["agreement"]
-        return partial(preference, model.eval())
+    def preference_model(self) -> tuple[PreferenceModel, dict[str, float]]:
+        """The judge, learnt once, from the pictures that the search has drawn by then; how often it agrees with people."""
+        path = self.results / "preference.safetensors"
+        with held(self.folder / "locks" / path.name, wait=True):
+            if not path.exists():
+                pools = [self.art(pool.name) for pool in sorted(self.folder.glob(f"*-{SEARCH_SEED}.npz"))]
+                save_preference_model(path, *self._train_preference(pools))
+        return load_preference_model(path)
 
-    def pools(self) -> dict[str, np.ndarray]:
-        """Art [states, P, 32, 32, 3] of everything drawn for the search's prompts, by file."""
-        found = {f"base-{seed}.npz": self.base(seed) for seed in (SEARCH_SEED,)}
-        paths = sorted(self.folder.glob(f"*-{SEARCH_SEED}.npz"))
-        return found | {path.name: self.kept(path.name) for path in paths}
-
-    def _train_preference(self, pools: dict[str, np.ndarray], files: list[str]) -> dict:
-        art = np.concatenate(list(pools.values()))  # [states, P, 32, 32, 3]
+    def _train_preference(self, pools: list[np.ndarray]) -> tuple[PreferenceModel, dict[str, float]]:
+        art = np.concatenate(pools)  # [states, P, 32, 32, 3]
         by_caption = {prompt: art[:, place] for place, prompt in enumerate(self.search_prompts)}
         model, agreement = train_preference_model(choices(by_caption, self.sizes.choices, 0))
-        return {"files": files, "words": list(model.places), "weights": model.state_dict(), "agreement": agreement}
+        return model, {"trainings": len(pools) - 1} | agreement  # one of the pools is the base's
 
 
 def best_in_mean(worth: dict[float, Worth]) -> float:
@@ -362,7 +381,9 @@ def parse_options(arguments: Sequence[str] | None = None):
     parser.add_argument(
         "--output", type=Path, default=ROOT / "output" / "spin_evidence", help="folder of the raw results"
     )
-    parser.add_argument("--docs", type=Path, help="folder for tables, figures and pictures (default: --output)")
+    parser.add_argument(
+        "--docs", type=Path, help="folder for results, tables, figures and pictures (default: --output)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser.parse_args(arguments)
 
@@ -382,10 +403,11 @@ def main() -> None:
     options = parse_options()
     folder = options.output / ("quick" if options.quick else "full")
     sizes = QUICK if options.quick else replace(Sizes(), rates=tuple(sorted(options.rates)))
-    study = Study(options.weights, sizes, folder)
+    docs = options.docs or folder
+    study = Study(options.weights, sizes, folder, docs / "results")
     if not options.tables:
         work(study, parts_of(options))
-    found = write_documents(study, options.docs or folder)
+    found = write_documents(study, docs)
     if options.json:
         print(json.dumps(found))
 

@@ -4,26 +4,32 @@ The preference model is trained as PickScore is: two towers, picture and prompt,
 between two pictures of one prompt.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..scores.statistics import Interval, alike_interval, all_alike, outcomes
 from ..sprite_world.classifier import FEATURES, SpriteClassifier
-from ..sprite_world.measure import features, frechet_distance
+from ..sprite_world.measure import accuracies, features, frechet_distance, measure
 from ..sprite_world.pictures import chosen_pictures
+from ..train_core import save_tensors
 from .spin_people import FINE, PEOPLE, SEEN, art_of, independent, people, see, utility
 
 LABEL_NOISE = 0.2  # of the choices that the preference model learns from
 CHOICES = 20_000
 EPOCHS, BATCH, RATE = 4, 128, 1e-3
+PICTURES = 8  # of each training, for the grid
 HELD_OUT = 10  # every tenth caption's choices are kept from training
 
 
@@ -132,6 +138,20 @@ def held_out_agreement(model: PreferenceModel, held_out: Choices) -> dict[str, f
     }
 
 
+def save_preference_model(path: Path, model: PreferenceModel, agreement: dict[str, float]) -> None:
+    save_tensors(
+        path, model.state_dict(), {"words": json.dumps(list(model.places)), "agreement": json.dumps(agreement)}
+    )
+
+
+def load_preference_model(path: Path) -> tuple[PreferenceModel, dict[str, float]]:
+    with safe_open(path, framework="pt") as file:
+        told = {name: json.loads(text) for name, text in file.metadata().items()}
+    model = PreferenceModel(told["words"])
+    model.load_state_dict(load_file(path))
+    return model.eval(), told["agreement"]
+
+
 @torch.no_grad()
 def preference(model: PreferenceModel, art: np.ndarray, captions: list[str]) -> np.ndarray:
     parts = [slice(i, i + 500) for i in range(0, len(art), 500)]
@@ -147,11 +167,41 @@ def fine_features() -> np.ndarray:
     return features(art_of(list(islice(chosen_pictures(1, tastes=FINE), 500))))
 
 
-def judged(art: np.ndarray, captions: list[str], preferred: Callable | None = None) -> dict[str, np.ndarray]:
-    """Each picture of art [P, 32, 32, 3] before each judge, [P] each. preferred(art, captions): the preference model."""
-    seen = see(art, captions)
-    by_judge = dict(zip(SEEN, seen.T, strict=True)) | {"people": utility(seen)}
-    return by_judge | ({} if preferred is None else {"preference model": preferred(art, captions)})
+def seen_by_third(art: np.ndarray, captions: list[str]) -> np.ndarray:
+    """Taste, prompt and fidelity of art [S, P, 32, 32, 3]: [S, P, 3], float32, as they are kept."""
+    return np.stack([see(third, captions) for third in art]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One training's pictures before all judges, by its thirds [S] and prompts [P]: what is kept when they are gone.
+
+    seen: of seen_by_third. preferred: the preference model's scores [S, P]. class_word: the share of pictures with the right
+    creature [S]. frechet: [S]. pictures: art [8, 32, 32, 3], the first of the last third.
+    """
+
+    seen: np.ndarray
+    preferred: np.ndarray
+    class_word: np.ndarray
+    frechet: np.ndarray
+    pictures: np.ndarray
+
+    @classmethod
+    def of(cls, art: np.ndarray, captions: list[str], preferred: Callable) -> "Shown":
+        """art: [S, P, 32, 32, 3]; preferred(art, captions): the preference model."""
+        return cls(
+            seen_by_third(art, captions),
+            np.stack([preferred(third, captions) for third in art]).astype(np.float32),
+            np.array([accuracies(measure(third, captions))["class_word"] for third in art]),
+            np.array([frechet(third) for third in art]),
+            art[-1, :PICTURES],
+        )
+
+    def by_judge(self, third: int) -> dict[str, np.ndarray]:
+        """Each picture before each judge, [P] each."""
+        seen = self.seen[third]
+        told = {"people": utility(seen), "preference model": self.preferred[third]}
+        return dict(zip(SEEN, seen.T, strict=True)) | told
 
 
 def frechet(art: np.ndarray) -> float:

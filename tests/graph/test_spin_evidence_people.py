@@ -127,7 +127,7 @@ def drawn(prompts: list[str], taste: float, seed: int) -> np.ndarray:
 @pytest.fixture
 def study(tmp_path):
     """A folder as a part of the work leaves it: DPO's best rate is the middle one, SPIN has one; two noises, two seeds."""
-    study = Study(BASE, SIZES, tmp_path)
+    study = Study(BASE, SIZES, tmp_path, tmp_path / "docs" / "results")
 
     def keep(file: str, prompts: list[str], taste: float, seed: int) -> None:
         save_arrays(tmp_path / file, {"art": drawn(prompts, taste, seed)})
@@ -222,9 +222,35 @@ def test_documents_show_what_the_folder_holds(study, tmp_path):
         assert (tmp_path / "docs" / f"{name}.png").stat().st_size > 5000
 
 
+def test_what_judges_saw_is_enough_to_go_on_by_on_another_machine(study, tmp_path):
+    """The pictures are gone: documents come out as before, and nothing is trained again."""
+    docs = tmp_path / "docs"
+    found, text = write_documents(study, docs), (docs / "spin_evidence.md").read_text()
+    pictures = (docs / "spin_evidence_pictures.png").read_bytes()
+    elsewhere = Study(BASE, SIZES, tmp_path / "elsewhere", study.results)
+    assert write_documents(elsewhere, docs) == found
+    assert (docs / "spin_evidence.md").read_text() == text
+    assert (docs / "spin_evidence_pictures.png").read_bytes() == pictures
+    rate = elsewhere.rate("independent", "DPO", make=False)
+    assert rate == 1e-4 and elsewhere.trained(Cell("independent", 0.2, 8, "DPO", rate, 1))
+    assert not list(elsewhere.folder.glob("*.npz"))
+    assert not elsewhere.is_there(Cell("independent", 0.2, 8, "DPO", rate, 2).file)
+
+
+def test_the_preference_model_is_learnt_once(study, tmp_path):
+    """Another training of the search is judged by it, and does not change what it says of the others."""
+    write_documents(study, tmp_path / "docs")
+    learnt = (study.results / "preference.safetensors").read_bytes()
+    art = drawn(study.search_prompts, 0.9, SEARCH_SEED)
+    save_arrays(study.folder / searched("independent", "KTO", 1e-5, SIZES).file, {"art": art})
+    write_documents(Study(BASE, SIZES, study.folder, study.results), tmp_path / "docs")
+    assert (study.results / "preference.safetensors").read_bytes() == learnt
+    assert "trainings 4" in (tmp_path / "docs" / "spin_evidence.md").read_text()  # DPO's three rates, SPIN's one
+
+
 def test_another_plan_does_not_go_on_in_the_folder(study):
     with pytest.raises(SystemExit, match="another plan"):
-        Study(BASE, Sizes(real=9), study.folder)
+        Study(BASE, Sizes(real=9), study.folder, study.results)
 
 
 def test_two_processes_do_not_make_the_same_training(tmp_path):
