@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ DUELS = (
 AT_BEST = "each kept at its best"
 CLAIMED = {"SFT": 1, "DPO": 2}  # the round from which the paper has SPIN above it
 MEASURED = ("taste", "prompt", "class word", "distance", "Fréchet", "people", "wins over the base", "seeds")
+MARKERS = "<Xo^sDvP*"  # of the rates, from the lowest
 FARTHEST = 1.7  # times the base's distances: what lies beyond is outside the figure of the front
 
 
@@ -248,19 +250,20 @@ def new_figure(columns: int, width: float = 4.6):
 
 
 def draw_front(study: Study, path: Path, kind: str = "independent") -> None:
-    """Preference against fidelity on the search's prompts: one point a method and rate, after all steps."""
+    """Preference against fidelity on the search's prompts, after all steps: a colour a method, a marker a rate."""
     base = study.shown(f"base-{SEARCH_SEED}.npz")
     plt, figure, [axes] = new_figure(2)
     start = base.by_judge(0)
-    for name in METHODS:
-        rates = list(study.search(kind, name, make=False))
-        if not rates or name in RATE_OF:
-            continue
+    tried = {name: list(study.search(kind, name, make=False)) for name in METHODS if name not in RATE_OF}
+    markers = dict(zip(sorted({rate for rates in tried.values() for rate in rates}), MARKERS, strict=False))
+    for place, (name, rates) in enumerate(tried.items()):
         found = [study.shown(searched(kind, name, rate, study.sizes).file) for rate in rates]
         shown = [one.by_judge(-1) for one in found]
         y = [win(one["preference model"][:, None], start["preference model"][:, None])["win"] for one in shown]
-        draw_rates(axes[0], name, rates, [one["fidelity"].mean() for one in shown], y)
-        draw_rates(axes[1], name, rates, [one.frechet[-1] for one in found], y)
+        for ax, x in ((axes[0], [one["fidelity"].mean() for one in shown]), (axes[1], [f.frechet[-1] for f in found])):
+            ax.plot(x, y, color=f"C{place}", linewidth=0.8)
+            for rate, *point in zip(rates, x, y, strict=True):
+                ax.plot(*point, color=f"C{place}", marker=markers[rate], markersize=6)
     axes[0].axvline(start["fidelity"].mean(), color="grey", linewidth=0.8)
     axes[1].axvline(base.frechet[0], color="grey", linewidth=0.8)
     # A rate at which a method collapses would press all others into a corner.
@@ -269,15 +272,12 @@ def draw_front(study: Study, path: Path, kind: str = "independent") -> None:
     axes[1].invert_xaxis()
     axes[0].set(xlabel="fidelity: minus the distance to the true scene", ylabel="wins over the base, preference model")
     axes[1].set(xlabel="Fréchet distance to fine pictures (better to the right)")
-    axes[0].legend(fontsize=7)
+    handle = partial(plt.Line2D, [], [])
+    methods = [handle(color=f"C{place}", label=name) for place, name in enumerate(tried) if tried[name]]
+    rates = [handle(color="black", marker=mark, linewidth=0, label=f"{rate:g}") for rate, mark in markers.items()]
+    figure.legend(handles=methods + rates, loc="outside right", fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def draw_rates(ax, name: str, rates: list[float], x: list[float], y: list[float]) -> None:
-    ax.plot(x, y, marker="o", label=name)
-    for rate, *place in zip(rates, x, y, strict=True):
-        ax.annotate(f"{rate:g}", place, fontsize=6, xytext=(3, 3), textcoords="offset points")
 
 
 def draw_crossover(by_noise: dict[str, dict], path: Path) -> None:

@@ -127,21 +127,13 @@ class Study:
         self.judged: dict[str, Shown] = {}
         self.prompts = evaluation_prompts(sizes.prompts, seed=7)
         self.search_prompts = evaluation_prompts(sizes.search_prompts, seed=11)
+        plan = {name: value for name, value in asdict(sizes).items() if name != "rates"}  # more can be added
         for claimed in (folder, results):
-            self._claim(claimed)
+            claim(claimed, weights, plan)
 
     @cached_property
     def arena(self) -> Arena:
         return Arena(self.weights, self.sizes.batch, self.sizes.sampling_steps)
-
-    def _claim(self, folder: Path) -> None:
-        sizes = {name: value for name, value in asdict(self.sizes).items() if name != "rates"}  # more can be added
-        made_from = json.dumps({"base": hashlib.sha256(self.weights.read_bytes()).hexdigest(), **sizes})
-        path = folder / "plan.json"
-        if path.exists() and path.read_text() != made_from:
-            raise SystemExit(f"{folder} holds another plan's or base's results: name another folder, or delete it.")
-        if not path.exists():
-            write_atomically(path, lambda partial: partial.write_text(made_from))
 
     def prompts_of(self, seed: int) -> list[str]:
         return self.search_prompts if seed == SEARCH_SEED else self.prompts
@@ -286,6 +278,16 @@ def searched(kind: str, name: str, rate: float, sizes: Sizes) -> Cell:
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with open(path, "wb") as file:  # numpy would add .npz to a path's name
         np.savez_compressed(file, **arrays)
+
+
+def claim(folder: Path, weights: Path, plan: dict) -> None:
+    """Raises: SystemExit where the folder holds what was made by another plan or from another base."""
+    made_from = json.dumps({"base": hashlib.sha256(weights.read_bytes()).hexdigest(), **plan})
+    path = folder / "plan.json"
+    if path.exists() and path.read_text() != made_from:
+        raise SystemExit(f"{folder} holds another plan's or base's results: name another folder, or delete it.")
+    if not path.exists():
+        write_atomically(path, lambda partial: partial.write_text(made_from))
 
 
 @contextmanager

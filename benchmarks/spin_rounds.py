@@ -7,11 +7,14 @@ the player draws stand its opponent's, the four errors, the margin z and its gra
 gradients apart, and whether a round's change of the weights goes back on the last one's. --ablations: what users ask about,
 one round each.
 
-Every variant is kept in --output as soon as it is there, and found again; several processes share the work of one folder.
+What was measured of a variant is kept in the folder rounds beside the documents, to be committed, and found again; several
+processes share the work of one --output.
 """
 
 import argparse
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -29,7 +32,7 @@ from ..sprite_world.pictures import chosen_pictures, evaluation_prompts
 from ..train_core import keyed_generator
 from .spin_arena import Arena, Method, States, UNet, Weights
 from .spin_documents import new_figure, table
-from .spin_evidence import held, save_arrays
+from .spin_evidence import claim, held, save_arrays
 from .spin_judges import frechet
 from .spin_people import Pairs, art_of, pairs, see
 
@@ -86,13 +89,15 @@ PROBED = 32  # pairs that gradients are taken over
 
 
 def run(arena: Arena, method: Method, learnt_from: Pairs, prompts: list[str], folder: Path) -> dict[str, np.ndarray]:
-    """Pictures of every state [R + 1, P, …] and of every opponent [R, N, …], metrics [R, steps, 7], gradients, turns."""
+    """Taste and Fréchet distance of every state [R + 1], taste of every opponent [R], metrics [R, steps, 7], gradients, turns."""
     states = arena.train(method, learnt_from, SEED, folder)
     weights = [arena.base, *states.weights]
     opponents = [arena.draw(w, learnt_from.captions, 50 + SEED, method.cfg) for w in weights[:-1]]
+    art = [arena.draw(w, prompts, SEED) for w in weights]
     return {
-        "art": np.stack([arena.draw(w, prompts, SEED) for w in weights]),
-        "opponents": np.stack(opponents),
+        "taste": np.array([mean_taste(one, prompts) for one in art]),
+        "frechet": np.array([frechet(one) for one in art]),
+        "opponents_taste": np.array([mean_taste(one, learnt_from.captions) for one in opponents]),
         "metrics": metrics(states, method.rounds),
         "gradients": np.array(
             [probed(arena, learnt_from, opponents[k], weights[k], weights[k : k + 2]) for k in range(method.rounds)]
@@ -101,9 +106,14 @@ def run(arena: Arena, method: Method, learnt_from: Pairs, prompts: list[str], fo
     }
 
 
+def mean_taste(art: np.ndarray, captions: list[str]) -> float:
+    return float(see(art, captions)[:, 0].mean())
+
+
 def metrics(states: States, rounds: int) -> np.ndarray:
     by_round = [[report for number, report in states.reports if number == k] for k in range(1, rounds + 1)]
-    return np.array([[[report.metrics[name] for name in SHOWN] for report in reports] for reports in by_round])
+    found = [[[report.metrics[name] for name in SHOWN] for report in reports] for reports in by_round]
+    return np.array(found, np.float32)
 
 
 def turns(weights: list[Weights]) -> list[float]:
@@ -149,7 +159,7 @@ def sides(arena: Arena, batch: PairBatch, reference: tuple[Tensor, Tensor], weig
 # ---- documents -----------------------------------------------------------------------------------------------------
 
 
-def rows_of(name: str, found: dict[str, np.ndarray], prompts: list[str], captions: list[str]) -> list[tuple]:
+def rows_of(name: str, found: dict[str, np.ndarray]) -> list[tuple]:
     """A row a round: what the player draws and what its opponent drew, errors from first to last steps, gradients."""
     rows = []
     for k, metric in enumerate(found["metrics"]):
@@ -161,9 +171,9 @@ def rows_of(name: str, found: dict[str, np.ndarray], prompts: list[str], caption
             (
                 name if k == 0 else "",
                 k + 1,
-                f"{see(found['opponents'][k], captions)[:, 0].mean():.3f}",
-                f"{see(found['art'][k + 1], prompts)[:, 0].mean():.3f}",
-                f"{frechet(found['art'][k + 1]):.0f}",
+                f"{found['opponents_taste'][k]:.3f}",
+                f"{found['taste'][k + 1]:.3f}",
+                f"{found['frechet'][k + 1]:.0f}",
                 f"{real:.4f}, {generated:.4f}",
                 f"{drift[0]:+.4f}, {drift[1]:+.4f}",
                 f"{late['z']:.1f}",
@@ -197,14 +207,13 @@ HEAD = (
 def goal() -> float:
     """The taste of what people chose."""
     learnt_from = Variant().learnt_from()
-    return float(see(learnt_from.winners, learnt_from.captions)[:, 0].mean())
+    return mean_taste(learnt_from.winners, learnt_from.captions)
 
 
-def write_table(found: dict[str, dict], prompts: list[str], path: Path) -> None:
-    known = VARIANTS | ABLATIONS
-    rows = [rows_of(name, one, prompts, known[name].learnt_from().captions) for name, one in found.items()]
+def write_table(found: dict[str, dict], prompts: int, path: Path) -> None:
+    rows = [rows_of(name, one) for name, one in found.items()]
     text = table(HEAD, [row for part in rows for row in part]) + (
-        f"\n\n{REAL} pairs at label noise {NOISE:g}, whose winners' taste is {goal():.3f}, where nothing else is said; one training seed, {len(prompts)} "
+        f"\n\n{REAL} pairs at label noise {NOISE:g}, whose winners' taste is {goal():.3f}, where nothing else is said; one training seed, {prompts} "
         f"prompts, rate {PLAYED.rate:g}, beta {PLAYED.beta:g}, {PLAYED.steps} steps a round. The player's taste at CFG 5, the "
         "opponent's at its own CFG (3, where nothing else is said). turn: cosine of the change of the weights with the last "
         "round's.\n"
@@ -214,11 +223,11 @@ def write_table(found: dict[str, dict], prompts: list[str], path: Path) -> None:
     print(text)
 
 
-def draw(found: dict[str, dict], prompts: list[str], path: Path) -> None:
+def draw(found: dict[str, dict], path: Path) -> None:
     """Taste by round for each variant; of the first one, how far the player's errors leave the opponent's."""
     plt, figure, [(tastes, errs)] = new_figure(2)
     for name, one in found.items():
-        tastes.plot([see(art, prompts)[:, 0].mean() for art in one["art"]], marker="o", label=name)
+        tastes.plot(one["taste"], marker="o", label=name)
     tastes.axhline(goal(), color="grey", linewidth=0.8)
     tastes.set(xlabel="round", ylabel="taste (grey: of what people chose)")
     tastes.legend(fontsize=7)
@@ -241,39 +250,46 @@ def main() -> None:
     parser.add_argument("--ablations", action="store_true", help="one round of each ablation instead")
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, *ABLATIONS], help="only these")
     parser.add_argument("--tables", action="store_true", help="only the documents of what is there")
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "spin_rounds", help="folder of the results")
-    parser.add_argument("--docs", type=Path, help="folder for table and figure (default: --output)")
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "spin_rounds", help="folder of the runs")
+    parser.add_argument("--docs", type=Path, help="folder for what is kept, table and figure (default: --output)")
     options = parser.parse_args()
     folder, variants = options.output / ("quick" if options.quick else "full"), VARIANTS
     if options.ablations:
         variants = ABLATIONS
-    prompts = evaluation_prompts(8 if options.quick else 100, seed=11)
+    docs, prompts, steps = options.docs or folder, 8 if options.quick else 100, 6 if options.quick else 10
+    kept = docs / "rounds"
+    claim(
+        kept,
+        BASE,
+        {"prompts": prompts, "sampling_steps": steps, "real": REAL, "noise": NOISE, "played": asdict(PLAYED)},
+    )
+    arena = cache(lambda: Arena(BASE, 4 if options.quick else 16, steps))
     for wait in (False, True):
         for name in () if options.tables else options.variants or variants:
-            make(name, options.quick, prompts, folder, wait)
-    paths = {name: folder / file_of(name) for name in variants}
+            make(name, options.quick, arena, prompts, kept, folder, wait)
+    paths = {name: kept / file_of(name) for name in variants}
     found = {name: dict(np.load(path)) for name, path in paths.items() if path.exists()}
-    docs = options.docs or folder
     write_table(found, prompts, docs / ("spin_ablations.md" if options.ablations else "spin_rounds.md"))
     if found and not options.ablations:
-        draw(found, prompts, docs / "spin_rounds.png")
+        draw(found, docs / "spin_rounds.png")
 
 
 def file_of(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name) + ".npz"
 
 
-def make(name: str, quick: bool, prompts: list[str], folder: Path, wait: bool) -> None:
+def make(
+    name: str, quick: bool, arena: Callable[[], Arena], prompts: int, kept: Path, folder: Path, wait: bool
+) -> None:
     """Plays the variant where it is not there; one that another process is at only when it waits."""
-    path, variant = folder / file_of(name), (VARIANTS | ABLATIONS)[name]
+    path, variant = kept / file_of(name), (VARIANTS | ABLATIONS)[name]
     with held(folder / "locks" / path.name, wait) as mine:
         if mine and not path.exists():
-            arena = Arena(BASE, 4 if quick else 16, 6 if quick else 10)
             if quick:
                 method = replace(variant.method, steps=11, rounds=min(variant.method.rounds, 2))
                 variant = replace(variant, method=method, real=REAL)
-            learnt_from = variant.learnt_from()
-            arrays = run(arena, variant.method, learnt_from, prompts, folder / "runs" / path.stem)
+            drawn_for = evaluation_prompts(prompts, seed=11)
+            arrays = run(arena(), variant.method, variant.learnt_from(), drawn_for, folder / "runs" / path.stem)
             write_atomically(path, lambda partial: save_arrays(partial, arrays))
             print(name, flush=True)
 
