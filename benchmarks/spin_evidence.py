@@ -25,22 +25,19 @@ of them, and on pairs of one scene without and with 20%; what is kept at its bes
 """
 
 import argparse
-import fcntl
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from ..intake import write_atomically
 from ..scripts.get_host import ROOT
 from ..scripts.sprite_world_card import BASE
 from ..sprite_world.pictures import evaluation_prompts
+from .kept import claim, held, save_arrays
 from .spin_arena import Arena, Method
 from .spin_judges import (
     CHOICES,
@@ -152,7 +149,7 @@ class Study:
         with held(self.folder / "locks" / file, wait) as mine:
             if mine and not self.is_there(file):
                 arrays = make()
-                write_atomically(self.folder / file, lambda partial: save_arrays(partial, arrays))
+                save_arrays(self.folder / file, arrays)
                 print(file, flush=True)
         return self.is_there(file)
 
@@ -170,7 +167,7 @@ class Study:
             if not path.exists():
                 prompts = self.search_prompts if file.endswith(f"-{SEARCH_SEED}.npz") else self.prompts
                 found = Shown.of(self.art(file), prompts, partial(preference, self.preference_model[0]))
-                write_atomically(path, lambda partial: save_arrays(partial, vars(found)))
+                save_arrays(path, vars(found))
             self.judged[file] = Shown(**np.load(path))
         return self.judged.get(file)
 
@@ -273,34 +270,6 @@ def best_kept(worth: dict[float, Worth]) -> tuple[float, int]:
 
 def searched(kind: str, name: str, rate: float, sizes: Sizes) -> Cell:
     return Cell(kind, SEARCHED_AT, sizes.real, name, rate, SEARCH_SEED)
-
-
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:  # numpy would add .npz to a path's name
-        np.savez_compressed(file, **arrays)
-
-
-def claim(folder: Path, weights: Path, plan: dict) -> None:
-    """Raises: SystemExit where the folder holds what was made by another plan or from another base."""
-    made_from = json.dumps({"base": hashlib.sha256(weights.read_bytes()).hexdigest(), **plan})
-    path = folder / "plan.json"
-    if path.exists() and path.read_text() != made_from:
-        raise SystemExit(f"{folder} holds another plan's or base's results: name another folder, or delete it.")
-    if not path.exists():
-        write_atomically(path, lambda partial: partial.write_text(made_from))
-
-
-@contextmanager
-def held(path: Path, wait: bool) -> Iterator[bool]:
-    """Whether this process may make what the path stands for; a process that ends lets go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 # ---- the work ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..intake import write_atomically
 from ..scripts.get_host import ROOT
 from ..scripts.sprite_world_card import BASE
 from ..spin_core.batches import PairBatch
@@ -30,9 +29,9 @@ from ..spin_core.objectives import Errors, pair_logits, squared_error
 from ..spin_core.steps import noised_pair, predict_both
 from ..sprite_world.pictures import chosen_pictures, evaluation_prompts
 from ..train_core import keyed_generator
+from .kept import claim, held, save_arrays
 from .spin_arena import Arena, Method, States, UNet, Weights
 from .spin_documents import new_figure, table
-from .spin_evidence import claim, held, save_arrays
 from .spin_judges import frechet
 from .spin_people import Pairs, art_of, pairs, see
 
@@ -290,7 +289,7 @@ def make(
                 variant = replace(variant, method=method, real=REAL)
             drawn_for = evaluation_prompts(prompts, seed=11)
             arrays = run(arena(), variant.method, variant.learnt_from(), drawn_for, folder / "runs" / path.stem)
-            write_atomically(path, lambda partial: save_arrays(partial, arrays))
+            save_arrays(path, arrays)
             print(name, flush=True)
 
 

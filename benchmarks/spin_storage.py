@@ -19,7 +19,7 @@ from ..scripts.get_host import ROOT
 from ..scripts.host import Host
 from ..sprite_world.measure import to_art
 from ..sprite_world.pictures import evaluation_prompts
-from .spin_evidence import held
+from .kept import held
 from .spin_people import see
 
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}

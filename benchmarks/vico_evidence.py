@@ -8,14 +8,14 @@ creatures of the class and colour that the picture resembles less) and the share
 The world's model has only read captions that name colour and scene, so training captions and prompts name them, as they name
 the size, which is that of all photos.
 
-Every identity's raw numbers are kept in --output as soon as a condition's are there, and found again, so that a long run can
-be cut, that several processes can share it (--part 1 4: the first of four), and that identities and conditions can be added.
+Every identity's numbers, picture by picture, are kept in the folder results beside the documents as soon as a condition's are
+there, and found again: a run can be cut and gone on with on another machine, identities and conditions can be added, and
+several processes of one machine share the work.
 The paper's learning rates are for SD1.4: --choose-rates tries the world's own, on identities that the evaluation does not use.
 --architecture DiT: the same on the world's diffusion transformer, with ViCo's method carried over; the paper has no such experiment.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import time
@@ -26,14 +26,18 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..intake import write_atomically
 from ..scripts.get_host import ROOT
 from ..scripts.host import Host
 from ..sprite_world import ARCHITECTURES
 from ..train_core import keyed_generator
 from ..vico_core.training import REGULARIZATION, Draws, Photos
 from .grid import named_rows
+from .kept import claim, held
 
 PHOTOS = "photos through the VAE"
+OUTPUT = ROOT / "output" / "vico_evidence"
+LOCKS = OUTPUT / "locks"
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class World:
         from ..nodes.host.copies import training_mode
 
         self.torch, self.plan = torch, plan
-        self.weights = hashlib.sha256(ARCHITECTURES[architecture].read_bytes()).hexdigest()[:16]
+        self.weights = ARCHITECTURES[architecture]
         with training_mode():
             load = host.node_classes["SpriteWorldLoad"].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
             self.model, self.clip, self.vae = load.execute(architecture).result
@@ -179,14 +183,14 @@ class World:
 
         truth = [prompt for prompt in self.prompts(who, who.class_word) for _ in range(self.plan.seeds)]
         followed = [sum(one.follows.values()) / len(one.follows) for one in measure(art, truth)]
-        return self.resemblance(art, who) | {"prompt": followed}
+        return self.resemblance(art, who) | {"prompt": rounded(followed)}
 
     def resemblance(self, art, who) -> dict[str, list[float]]:
         """Per picture: identity similarity, recognition, and PARTS."""
         from ..sprite_world.measure import identity_similarity, recognition, told_from_twins
 
         found = {"identity": identity_similarity(art, who), "recognition": recognition(art, who)}
-        return {what: told.tolist() for what, told in (found | told_from_twins(art, who)).items()}
+        return {what: rounded(told) for what, told in (found | told_from_twins(art, who)).items()}
 
     def prompts(self, who, word: str) -> list[str]:
         """The object, by this word for it, in scenes that the photos do not show."""
@@ -329,6 +333,11 @@ class OtherReferences(Draws):
         return x0, drawn, *rest, number
 
 
+def rounded(values) -> list[float]:
+    """As they are kept."""
+    return [round(float(value), 5) for value in values]
+
+
 def overlap(attention, truth, grid) -> float:
     """Intersection over union of Otsu's mask of a map [1, N] with the true mask [H, W] on the grid."""
     import torch.nn.functional as F
@@ -349,7 +358,7 @@ def strip(pictures):
 
 
 def draw_grid(world: "World", identity: int, folder: Path, path: Path) -> None:
-    """One identity's photos, the last one unseen, and below them a row a condition that was drawn."""
+    """One identity's photos, the last one unseen, and below them a row a condition whose pictures are kept."""
     rows = {"photos": strip([world.photo(scene) for scene in world.scenes(identity)])}
     kept = {condition: strip_path(folder, identity, condition) for condition in ALL}
     rows |= {condition: Image.open(path) for condition, path in kept.items() if path.is_file()}
@@ -526,43 +535,44 @@ def draw_figure(rows: dict, path: Path) -> None:
     plt.close(figure)
 
 
-def run_identity(world: World, identity: int, conditions: list[str], folder: Path) -> dict:
-    """Raw numbers of one identity {condition: {a measure: […]}}, from its file as far as they are there."""
-    from ..intake import write_atomically
+def run_identity(world: World, identity: int, conditions: list[str], folder: Path, shown: bool) -> dict:
+    """Numbers of one identity {condition: {a measure: [a picture's, …]}}, from its file as far as they are there.
 
+    shown: its pictures are kept, too.
+    """
     path = folder / f"identity-{identity}.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
     missing = [condition for condition in conditions if condition not in found]
     started = time.perf_counter()
     for condition, numbers, drawn in world.evaluate(identity, missing):
-        strip(drawn).save(strip_path(folder, identity, condition))
+        if shown:
+            strip(drawn).save(strip_path(folder, identity, condition), optimize=True)
         found[condition] = numbers
         write_atomically(path, lambda partial: partial.write_text(json.dumps(found)))
         print(f"identity {identity}, {condition}: {time.perf_counter() - started:.0f} s", flush=True)
     return found
 
 
-def evaluate(world: World, identities: Iterable[int], conditions: list[str], folder: Path) -> list[dict]:
+def evaluate(world: World, identities: list[int], conditions: list[str], folder: Path) -> list[dict]:
     """The results of these identities; the folder may hold more of them, but of no other plan."""
-    plan = {k: v for k, v in asdict(world.plan).items() if k != "identities"}
-    made_from = json.dumps({**plan, "weights": world.weights}, sort_keys=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    told = folder / "plan.json"
-    if told.is_file() and told.read_text() != made_from:
-        raise SystemExit(f"{folder} holds another plan's numbers: name another --output, or delete it.")
-    told.write_text(made_from)
-    return [run_identity(world, identity, conditions, folder) for identity in identities]
+    claim(folder, world.weights, {k: v for k, v in asdict(world.plan).items() if k != "identities"})
+    found = {}
+    for wait in (False, True):  # what another process is at is left to it at first
+        for identity in identities:
+            with held(LOCKS / folder.name / str(identity), wait) as mine:
+                if mine:
+                    found[identity] = run_identity(world, identity, conditions, folder, identity == identities[0])
+    return [found[identity] for identity in identities]
 
 
-def choose_rates(host: Host, plan: Plan, folder: Path, architecture: str) -> None:
+def choose_rates(host: Host, plan: Plan, architecture: str) -> None:
     """ViCo alone, by a few rates, on identities that the evaluation does not use."""
     tried = replace(plan, prompts=4, seeds=2)
     print("| word | image attention | identity | prompt |\n| --- | --- | --- | --- |")
     for word_lr, attention_lr in ((2e-2, 2e-3), (2e-2, 6e-3), (2e-2, 1.2e-2), (1e-1, 6e-3)):
         at = replace(tried, word_lr=word_lr, attention_lr=attention_lr)
-        rows = table(
-            evaluate(World(host, at, architecture), CHOSEN_ON, ["ViCo"], folder / f"{word_lr:g}-{attention_lr:g}")
-        )
+        folder = OUTPUT / f"rates{SUFFIXES[architecture]}" / f"{word_lr:g}-{attention_lr:g}"
+        rows = table(evaluate(World(host, at, architecture), list(CHOSEN_ON), ["ViCo"], folder))
         print(
             f"| {word_lr:g} | {attention_lr:g} | {rows['ViCo']['identity']:.3f} | {rows['ViCo']['prompt']:.3f} |",
             flush=True,
@@ -573,13 +583,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two identities, two prompts, 60 steps: does it all run?")
     parser.add_argument("--choose-rates", action="store_true", help="tries learning rates on other identities instead")
-    parser.add_argument(
-        "--part", type=int, nargs=2, metavar=("I", "N"), help="the I-th of N processes that share the work; no table"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "output" / "vico_evidence", help="folder of the raw numbers"
-    )
-    parser.add_argument("--docs", type=Path, help="folder for table, figure and picture grid (default: --output)")
+    parser.add_argument("--docs", type=Path, help="folder for results, table, figure and grid (default: in output/)")
     parser.add_argument("--conditions", nargs="+", choices=ALL, default=list(CONDITIONS), help="only these")
     parser.add_argument("--architecture", choices=list(PLANS), default="U-Net", help="of the world's model")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -594,17 +598,13 @@ def main() -> None:
     host, architecture = Host(device=options.device), options.architecture
     name = SUFFIXES[architecture]
     if options.choose_rates:
-        choose_rates(host, plan, options.output / f"rates{name}", architecture)
+        choose_rates(host, plan, architecture)
         return
-    folder = options.output / (("quick" if options.quick else "full") + name)
+    docs = options.docs or OUTPUT / ("quick" if options.quick else "full")
+    folder = docs / f"results{name}"
     world, identities = World(host, plan, architecture), evaluated_identities(plan.identities)
-    if options.part:
-        number, parts = options.part
-        evaluate(world, identities[number - 1 :: parts], options.conditions, folder)
-        return
     results = evaluate(world, identities, options.conditions, folder)
-    rows, added, docs = table(results), gains(results), options.docs or folder
-    docs.mkdir(parents=True, exist_ok=True)
+    rows, added = table(results), gains(results)
     (docs / f"vico_evidence{name}.md").write_text(as_markdown(rows, added, plan), encoding="utf-8")
     (docs / f"vico_evidence{name}.json").write_text(json.dumps(as_json(rows), indent=1) + "\n", encoding="utf-8")
     draw_figure(rows, docs / f"vico_evidence{name}.png")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vico_spin.benchmarks.kept import held, save_arrays
 from vico_spin.benchmarks.spin_documents import write_documents
 from vico_spin.benchmarks.spin_evidence import (
     METHODS,
@@ -15,10 +16,8 @@ from vico_spin.benchmarks.spin_evidence import (
     Cell,
     Sizes,
     Study,
-    held,
     parse_options,
     parts_of,
-    save_arrays,
     searched,
 )
 from vico_spin.benchmarks.spin_judges import Choices, PreferenceModel, crossed_interval, preference, win
