@@ -29,7 +29,7 @@ AT_BEST = "each kept at its best"
 CLAIMED = {"SFT": 1, "DPO": 2}  # the round from which the paper has SPIN above it
 MEASURED = ("taste", "prompt", "class word", "distance", "Fréchet", "people", "wins over the base", "seeds")
 MARKERS = "<Xo^sDvP*"  # of the rates, from the lowest
-FARTHEST = 1.7  # times the base's distances: what lies beyond is outside the figure of the front
+FARTHEST = 1.5  # times the base's distances: rates at which a method collapses are left out of the front's figure
 
 
 @dataclass(frozen=True)
@@ -256,19 +256,19 @@ def draw_front(study: Study, path: Path, kind: str = "independent") -> None:
     start = base.by_judge(0)
     tried = {name: list(study.search(kind, name, make=False)) for name in METHODS if name not in RATE_OF}
     markers = dict(zip(sorted({rate for rates in tried.values() for rate in rates}), MARKERS, strict=False))
+    far = start["fidelity"].mean() * FARTHEST, base.frechet[0] * FARTHEST
     for place, (name, rates) in enumerate(tried.items()):
         found = [study.shown(searched(kind, name, rate, study.sizes).file) for rate in rates]
         shown = [one.by_judge(-1) for one in found]
         y = [win(one["preference model"][:, None], start["preference model"][:, None])["win"] for one in shown]
-        for ax, x in ((axes[0], [one["fidelity"].mean() for one in shown]), (axes[1], [f.frechet[-1] for f in found])):
-            ax.plot(x, y, color=f"C{place}", linewidth=0.8)
-            for rate, *point in zip(rates, x, y, strict=True):
+        x = [one["fidelity"].mean() for one in shown], [one.frechet[-1] for one in found]
+        for ax, along, limit in zip(axes, x, far, strict=True):
+            inside = [point for point in zip(along, y, rates, strict=True) if abs(point[0]) < abs(limit)]
+            ax.plot([point[0] for point in inside], [point[1] for point in inside], color=f"C{place}", linewidth=0.8)
+            for *point, rate in inside:
                 ax.plot(*point, color=f"C{place}", marker=markers[rate], markersize=6)
     axes[0].axvline(start["fidelity"].mean(), color="grey", linewidth=0.8)
     axes[1].axvline(base.frechet[0], color="grey", linewidth=0.8)
-    # A rate at which a method collapses would press all others into a corner.
-    axes[0].set_xlim(left=FARTHEST * start["fidelity"].mean())
-    axes[1].set_xlim(right=FARTHEST * base.frechet[0])
     axes[1].invert_xaxis()
     axes[0].set(xlabel="fidelity: minus the distance to the true scene", ylabel="wins over the base, preference model")
     axes[1].set(xlabel="Fréchet distance to fine pictures (better to the right)")

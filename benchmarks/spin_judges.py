@@ -1,7 +1,7 @@
 """The judges of the evidence: what is seen in a picture, what people make of it, and a preference model that learnt from them.
 
 The preference model is trained as PickScore is: two towers, picture and prompt, whose cosine is the score, on noisy choices
-between two pictures of one prompt.
+between two pictures of one prompt. As PickScore's begins as CLIP's, its picture tower begins as the world's classifier.
 """
 
 import json
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..scores.statistics import Interval, alike_interval, all_alike, outcomes
-from ..sprite_world.classifier import FEATURES, SpriteClassifier
+from ..sprite_world.classifier import FEATURES, load_classifier
 from ..sprite_world.measure import accuracies, features, frechet_distance, measure
 from ..sprite_world.pictures import chosen_pictures
 from ..train_core import save_tensors
@@ -42,7 +42,7 @@ class PreferenceModel(nn.Module):
     def __init__(self, words: list[str]):
         super().__init__()
         self.places = {word: place for place, word in enumerate(words)}
-        self.picture = SpriteClassifier()
+        self.picture = load_classifier().requires_grad_(True)
         self.from_picture = nn.Linear(FEATURES, FEATURES)
         self.words = nn.EmbeddingBag(len(words) + 1, FEATURES, mode="sum")
         self.from_words = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.SiLU(), nn.Linear(FEATURES, FEATURES))
