@@ -145,6 +145,7 @@ def save_preference_model(path: Path, model: PreferenceModel, agreement: dict[st
 
 
 def load_preference_model(path: Path) -> tuple[PreferenceModel, dict[str, float]]:
+    """The model, and what was said of its agreement when it had learnt."""
     with safe_open(path, framework="pt") as file:
         told = {name: json.loads(text) for name, text in file.metadata().items()}
     model = PreferenceModel(told["words"])

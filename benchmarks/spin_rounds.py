@@ -268,8 +268,10 @@ def main() -> None:
             make(name, options.quick, arena, prompts, kept, folder, wait)
     paths = {name: kept / file_of(name) for name in variants}
     found = {name: dict(np.load(path)) for name, path in paths.items() if path.exists()}
+    if not found:
+        raise SystemExit(f"{kept} holds none of these yet: run it without --tables.")
     write_table(found, prompts, docs / ("spin_ablations.md" if options.ablations else "spin_rounds.md"))
-    if found and not options.ablations:
+    if not options.ablations:
         draw(found, docs / "spin_rounds.png")
 
 

@@ -560,7 +560,7 @@ def evaluate(world: World, identities: list[int], conditions: list[str], folder:
     for wait in (False, True):  # what another process is at is left to it at first
         for identity in identities:
             with held(LOCKS / folder.name / str(identity), wait) as mine:
-                if mine:
+                if mine and identity not in found:
                     found[identity] = run_identity(world, identity, conditions, folder, identity == identities[0])
     return [found[identity] for identity in identities]
 
