@@ -250,34 +250,45 @@ def new_figure(columns: int, width: float = 4.6):
 
 
 def draw_front(study: Study, path: Path, kind: str = "independent") -> None:
-    """Preference against fidelity on the search's prompts, after all steps: a colour a method, a marker a rate."""
+    """Preference against fidelity on the search's prompts: a point a method and rate, at the third that is worth the most."""
     base = study.shown(f"base-{SEARCH_SEED}.npz")
+    start, wins_of = base.by_judge(0), lambda shown: shown["preference model"][:, None]
+    tried = {name: study.search(kind, name, make=False) for name in METHODS if name not in RATE_OF}
+    points = []  # fidelity, minus the Fréchet distance, wins, method, rate
+    for name, worths in tried.items():
+        for rate, worth in worths.items():
+            one, third = study.shown(searched(kind, name, rate, study.sizes).file), int(np.argmax(worth))
+            shown = one.by_judge(third)
+            y = win(wins_of(shown), wins_of(start))["win"]
+            points.append((shown["fidelity"].mean(), -one.frechet[third], y, name, rate))
     plt, figure, [axes] = new_figure(2)
-    start = base.by_judge(0)
-    tried = {name: list(study.search(kind, name, make=False)) for name in METHODS if name not in RATE_OF}
-    markers = dict(zip(sorted({rate for rates in tried.values() for rate in rates}), MARKERS, strict=False))
-    far = start["fidelity"].mean() * FARTHEST, base.frechet[0] * FARTHEST
-    for place, (name, rates) in enumerate(tried.items()):
-        found = [study.shown(searched(kind, name, rate, study.sizes).file) for rate in rates]
-        shown = [one.by_judge(-1) for one in found]
-        y = [win(one["preference model"][:, None], start["preference model"][:, None])["win"] for one in shown]
-        x = [one["fidelity"].mean() for one in shown], [one.frechet[-1] for one in found]
-        for ax, along, limit in zip(axes, x, far, strict=True):
-            inside = [point for point in zip(along, y, rates, strict=True) if abs(point[0]) < abs(limit)]
-            ax.plot([point[0] for point in inside], [point[1] for point in inside], color=f"C{place}", linewidth=0.8)
-            for *point, rate in inside:
-                ax.plot(*point, color=f"C{place}", marker=markers[rate], markersize=6)
-    axes[0].axvline(start["fidelity"].mean(), color="grey", linewidth=0.8)
-    axes[1].axvline(base.frechet[0], color="grey", linewidth=0.8)
-    axes[1].invert_xaxis()
+    colours = {name: f"C{place}" for place, name in enumerate(tried)}
+    starts = start["fidelity"].mean(), -base.frechet[0]
+    near = [point for point in points if all(x > FARTHEST * at for x, at in zip(point, starts, strict=False))]
+    markers = dict(zip(sorted({rate for *_, rate in near}), MARKERS, strict=False))
+    for along, (ax, at) in enumerate(zip(axes, starts, strict=True)):
+        for point in reversed(near):  # from SFT, a first third is SFT itself: SFT is drawn over it
+            ax.plot(point[along], point[2], color=colours[point[3]], marker=markers[point[4]], markersize=7)
+        outer = front([(point[along], point[2]) for point in near])
+        ax.step(*np.reshape(outer, (-1, 2)).T, where="pre", color="black", linewidth=0.8, zorder=0)
+        ax.axvline(at, color="grey", linewidth=0.8)
     axes[0].set(xlabel="fidelity: minus the distance to the true scene", ylabel="wins over the base, preference model")
-    axes[1].set(xlabel="Fréchet distance to fine pictures (better to the right)")
-    handle = partial(plt.Line2D, [], [])
-    methods = [handle(color=f"C{place}", label=name) for place, name in enumerate(tried) if tried[name]]
-    rates = [handle(color="black", marker=mark, linewidth=0, label=f"{rate:g}") for rate, mark in markers.items()]
+    axes[1].set(xlabel="minus the Fréchet distance to fine pictures")
+    handle = partial(plt.Line2D, [], [], linewidth=0)
+    methods = [handle(color=colours[name], marker="s", label=name) for name in colours if tried[name]]
+    rates = [handle(color="black", marker=mark, label=f"{rate:g}") for rate, mark in markers.items()]
     figure.legend(handles=methods + rates, loc="outside right", fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that none of the others is above in both, by their first coordinate."""
+    found = []
+    for point in sorted(points, reverse=True):
+        if not found or point[1] > found[-1][1]:
+            found.append(point)
+    return found[::-1]
 
 
 def draw_crossover(by_noise: dict[str, dict], path: Path) -> None:

@@ -559,7 +559,7 @@ def evaluate(world: World, identities: list[int], conditions: list[str], folder:
     found = {}
     for wait in (False, True):  # what another process is at is left to it at first
         for identity in identities:
-            with held(LOCKS / folder.name / str(identity), wait) as mine:
+            with held(LOCKS / folder.parent.name / folder.name / str(identity), wait) as mine:
                 if mine and identity not in found:
                     found[identity] = run_identity(world, identity, conditions, folder, identity == identities[0])
     return [found[identity] for identity in identities]
