@@ -23,6 +23,7 @@ SCORED = ("score of the previews", ("score",), None)  # where a scorer rated the
 TAIL = 20  # steps that a verdict looks back over
 COLLAPSE = 2.0  # a real error that many times the opponent's: the player no longer draws
 STILL = 0.02  # implicit accuracy this close to 0.5 at the end of a round: nothing was learnt
+WON, WON_OVER = 0.1, 5  # gradient weight, in the mean of so many steps, below which the pairs have been told apart
 
 
 def tail_mean(steps: list[dict], name: str) -> float:
@@ -34,7 +35,19 @@ def tail_mean(steps: list[dict], name: str) -> float:
 def verdict(metrics: dict) -> str:
     """A sentence a round: what the loss alone does not say. metrics: as the trainers write them."""
     rounds = ((number, steps) for number, steps in enumerate(metrics["rounds"], start=1) if steps)
-    return "\n".join(round_verdict(number, steps) + score_verdict(steps) for number, steps in rounds)
+    told_apart = overshoot_verdict if metrics["method"] == "spin" else lambda _: ""
+    return "\n".join(
+        round_verdict(number, steps) + told_apart(steps) + score_verdict(steps) for number, steps in rounds
+    )
+
+
+def overshoot_verdict(steps: list[dict]) -> str:
+    """Where the round went on after its pairs were told apart: AdamW moves on, whatever is left of the gradient."""
+    weights = [step["metrics"]["weight"] for step in steps]
+    won = next((at for at in range(WON_OVER, len(weights)) if fmean(weights[at - WON_OVER : at]) < WON), None)
+    if won is None:
+        return ""
+    return f" Told apart by step {won} (gradient weight under {WON:g}): rounds of about {won} steps overshoot less."
 
 
 def score_verdict(steps: list[dict]) -> str:
