@@ -47,7 +47,8 @@ def overshoot_verdict(steps: list[dict]) -> str:
     won = next((at for at in range(WON_OVER, len(weights)) if fmean(weights[at - WON_OVER : at]) < WON), None)
     if won is None:
         return ""
-    return f" Told apart by step {won} (gradient weight under {WON:g}): rounds of about {won} steps overshoot less."
+    advice = "play the next round at a quarter of the rate, or it may lead past the data"
+    return f" Told apart by step {won} (gradient weight under {WON:g}): {advice}."
 
 
 def score_verdict(steps: list[dict]) -> str:

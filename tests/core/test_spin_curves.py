@@ -33,13 +33,14 @@ def test_what_goes_wrong_is_said(changes, words):
     assert words in verdict(metrics(rounds=1, **changes))
 
 
-def test_a_round_that_goes_on_after_its_pairs_are_told_apart_is_told_a_length():
+def test_a_round_that_goes_on_after_its_pairs_are_told_apart_is_named_with_what_helps():
     """The weight is 0.4 for ten steps and 0.05 for twenty: a mean of five is under 0.1 first where all five are 0.05."""
     found = metrics(rounds=1)
     steps = found["rounds"][0]
     steps[10:] = [{"metrics": step["metrics"] | {"weight": 0.05}} for step in steps[10:]]
     assert verdict(found).endswith(
-        " Told apart by step 15 (gradient weight under 0.1): rounds of about 15 steps overshoot less."
+        " Told apart by step 15 (gradient weight under 0.1): play the next round at a quarter of the rate,"
+        " or it may lead past the data."
     )
     assert "Told apart" not in verdict(found | {"method": "dpo"})  # has no rounds
     del steps[15:]
