@@ -270,7 +270,9 @@ def draw_front(study: Study, path: Path, kind: str = "independent") -> None:
         for point in reversed(near):  # from SFT, a first third is SFT itself: SFT is drawn over it
             ax.plot(point[along], point[2], color=colours[point[3]], marker=markers[point[4]], markersize=7)
         outer = front([(point[along], point[2]) for point in near])
-        ax.step(*np.reshape(outer, (-1, 2)).T, where="pre", color="black", linewidth=0.8, zorder=0)
+        edge = [(ax.get_xlim()[0], outer[0][1]), *outer, (outer[-1][0], ax.get_ylim()[0])] if outer else []
+        line = {"color": "black", "linewidth": 0.8, "zorder": 0, "scalex": False, "scaley": False}
+        ax.step(*np.reshape(edge, (-1, 2)).T, where="pre", **line)
         ax.axvline(at, color="grey", linewidth=0.8)
     axes[0].set(xlabel="fidelity: minus the distance to the true scene", ylabel="wins over the base, preference model")
     axes[1].set(xlabel="minus the Fréchet distance to fine pictures")

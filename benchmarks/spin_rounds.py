@@ -25,6 +25,7 @@ from torch import Tensor
 from ..scripts.get_host import ROOT
 from ..scripts.sprite_world_card import BASE
 from ..spin_core.batches import PairBatch
+from ..spin_core.curves import told_apart_by
 from ..spin_core.objectives import Errors, pair_logits, squared_error
 from ..spin_core.steps import noised_pair, predict_both
 from ..sprite_world.pictures import chosen_pictures, evaluation_prompts
@@ -158,7 +159,7 @@ def sides(arena: Arena, batch: PairBatch, reference: tuple[Tensor, Tensor], weig
 # ---- documents -----------------------------------------------------------------------------------------------------
 
 
-def rows_of(name: str, found: dict[str, np.ndarray]) -> list[tuple]:
+def rows_of(name: str, found: dict[str, np.ndarray], aim: float) -> list[tuple]:
     """A row a round: what the player draws and what its opponent drew, errors from first to last steps, gradients."""
     rows = []
     for k, metric in enumerate(found["metrics"]):
@@ -170,6 +171,7 @@ def rows_of(name: str, found: dict[str, np.ndarray]) -> list[tuple]:
             (
                 name if k == 0 else "",
                 k + 1,
+                f"{aim:.3f}",
                 f"{found['opponents_taste'][k]:.3f}",
                 f"{found['taste'][k + 1]:.3f}",
                 f"{found['frechet'][k + 1]:.0f}",
@@ -177,6 +179,7 @@ def rows_of(name: str, found: dict[str, np.ndarray]) -> list[tuple]:
                 f"{drift[0]:+.4f}, {drift[1]:+.4f}",
                 f"{late['z']:.1f}",
                 f"{late['weight']:.2f}",
+                told_apart_by(metric[:, SHOWN.index("weight")].tolist()) or "",
                 f"{late['drift']:.4f}",
                 f"{l0 / w0:.2f} ({c0:.2f})",
                 f"{l1 / w1:.2f} ({c1:.2f})",
@@ -189,6 +192,7 @@ def rows_of(name: str, found: dict[str, np.ndarray]) -> list[tuple]:
 HEAD = (
     "variant",
     "round",
+    "real pictures' taste",
     "opponent's taste",
     "player's taste",
     "Fréchet",
@@ -196,6 +200,7 @@ HEAD = (
     "player's beyond it, last 10 steps: real, generated",
     "z",
     "weight",
+    "told apart by step",
     "drift",
     "loser's / winner's gradient (cosine) at the start",
     "at the end",
@@ -203,19 +208,29 @@ HEAD = (
 )
 
 
-def goal() -> float:
-    """The taste of what people chose."""
-    learnt_from = Variant().learnt_from()
+@cache
+def aim_of(variant: Variant) -> float:
+    """The taste of the real pictures."""
+    learnt_from = variant.learnt_from()
     return mean_taste(learnt_from.winners, learnt_from.captions)
 
 
+def towards(found: dict[str, np.ndarray], aim: float) -> str:
+    """In how many rounds the player rises from an opponent below the real pictures' taste, or falls from one above it."""
+    goes = (np.diff(found["taste"]) > 0) == (found["opponents_taste"] < aim)
+    return f"{goes.sum()} of {len(goes)}"
+
+
 def write_table(found: dict[str, dict], prompts: int, path: Path) -> None:
-    rows = [rows_of(name, one) for name, one in found.items()]
+    aims = {name: aim_of((VARIANTS | ABLATIONS)[name]) for name in found}
+    rows = [rows_of(name, one, aims[name]) for name, one in found.items()]
+    led = ", ".join(f"{name} {towards(one, aims[name])}" for name, one in found.items())
     text = table(HEAD, [row for part in rows for row in part]) + (
-        f"\n\n{REAL} pairs at label noise {NOISE:g}, whose winners' taste is {goal():.3f}, where nothing else is said; one training seed, {prompts} "
+        f"\n\n{REAL} pairs at label noise {NOISE:g}, where nothing else is said; one training seed, {prompts} "
         f"prompts, rate {PLAYED.rate:g}, beta {PLAYED.beta:g}, {PLAYED.steps} steps a round. The player's taste at CFG 5, the "
         "opponent's at its own CFG (3, where nothing else is said). turn: cosine of the change of the weights with the last "
-        "round's.\n"
+        "round's. told apart: the mean weight of five steps is under 0.1. Rounds in which the player rises from an "
+        f"opponent below the real pictures' taste, or falls from one above it: {led}.\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -227,7 +242,7 @@ def draw(found: dict[str, dict], path: Path) -> None:
     plt, figure, [(tastes, errs)] = new_figure(2)
     for name, one in found.items():
         tastes.plot(one["taste"], marker="o", label=name)
-    tastes.axhline(goal(), color="grey", linewidth=0.8)
+    tastes.axhline(aim_of(Variant()), color="grey", linewidth=0.8)
     tastes.set(xlabel="round", ylabel="taste (grey: of what people chose)")
     tastes.legend(fontsize=7)
     metric = next(iter(found.values()))["metrics"]  # [R, steps, 7]

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from PIL import Image
@@ -35,20 +35,25 @@ def tail_mean(steps: list[dict], name: str) -> float:
 def verdict(metrics: dict) -> str:
     """A sentence a round: what the loss alone does not say. metrics: as the trainers write them."""
     rounds = ((number, steps) for number, steps in enumerate(metrics["rounds"], start=1) if steps)
-    told_apart = overshoot_verdict if metrics["method"] == "spin" else lambda _: ""
+    plays = metrics["method"] == "spin"
     return "\n".join(
-        round_verdict(number, steps) + told_apart(steps) + score_verdict(steps) for number, steps in rounds
+        round_verdict(number, steps) + (overshoot_verdict(steps) if plays else "") + score_verdict(steps)
+        for number, steps in rounds
     )
 
 
 def overshoot_verdict(steps: list[dict]) -> str:
     """Where the round went on after its pairs were told apart: AdamW moves on, whatever is left of the gradient."""
-    weights = [step["metrics"]["weight"] for step in steps]
-    won = next((at for at in range(WON_OVER, len(weights)) if fmean(weights[at - WON_OVER : at]) < WON), None)
+    won = told_apart_by([step["metrics"]["weight"] for step in steps])
     if won is None:
         return ""
     advice = "play the next round at a quarter of the rate, or it may lead past the data"
     return f" Told apart by step {won} (gradient weight under {WON:g}): {advice}."
+
+
+def told_apart_by(weights: Sequence[float]) -> int | None:
+    """Steps after which a round's gradient weights, one a step, say that the pairs are won; None where it ends before."""
+    return next((at for at in range(WON_OVER, len(weights)) if fmean(weights[at - WON_OVER : at]) < WON), None)
 
 
 def score_verdict(steps: list[dict]) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from vico_spin.benchmarks.spin_arena import Arena, Method
 from vico_spin.benchmarks.spin_people import CRUDE, FINE, Pairs, art_of
-from vico_spin.benchmarks.spin_rounds import PLAYED, SHOWN, rows_of, run
+from vico_spin.benchmarks.spin_rounds import PLAYED, SHOWN, rows_of, run, towards
 from vico_spin.scripts.sprite_world_card import BASE
 from vico_spin.sprite_world.pictures import chosen_pictures
 
@@ -70,4 +70,10 @@ def test_rounds_are_told_from_the_inside(arena, learnt_from, tmp_path):
     assert np.isfinite(found["gradients"]).all() and found["turns"].shape == (1,)
     drift = found["metrics"][:, -1, SHOWN.index("drift")]
     assert drift[1] < drift[0] / 10
-    assert len(rows_of("played", found)) == 2
+    assert len(rows_of("played", found, aim=0.9)) == 2
+
+
+def test_a_round_leads_towards_the_real_pictures():
+    """Up from an opponent below them, down from one above them; the last round falls from one below."""
+    found = {"taste": np.array([0.7, 0.95, 0.8, 0.7]), "opponents_taste": np.array([0.6, 0.92, 0.8])}
+    assert towards(found, aim=0.9) == "2 of 3"

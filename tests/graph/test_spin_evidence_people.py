@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vico_spin.benchmarks.kept import held, save_arrays
-from vico_spin.benchmarks.spin_documents import write_documents
+from vico_spin.benchmarks.spin_documents import front, write_documents
 from vico_spin.benchmarks.spin_evidence import (
     METHODS,
     SEARCH_SEED,
@@ -219,6 +219,11 @@ def test_documents_show_what_the_folder_holds(study, tmp_path):
     assert "1e-05: " in text and "0.0003: " in text  # every rate that was tried
     for name in ("spin_front", "spin_crossover", "spin_evidence_pictures"):
         assert (tmp_path / "docs" / f"{name}.png").stat().st_size > 5000
+
+
+def test_the_front_is_what_nothing_is_above_in_both():
+    """(1, 2) is below (2, 3) in both; (3, 1) is the farthest along, (0, 4) the highest."""
+    assert front([(1, 2), (3, 1), (2, 3), (0, 4)]) == [(0, 4), (2, 3), (3, 1)]
 
 
 def test_what_judges_saw_is_enough_to_go_on_by_on_another_machine(study, tmp_path):
