@@ -26,6 +26,7 @@ DUELS = (
     ("SPIN in short rounds", "DPO"),
 )
 AT_BEST = "each kept at its best"
+REALS = (8, 16, 32, 64, 128, 256, 512)  # numbers of DPO's pairs that are looked for
 CLAIMED = {"SFT": 1, "DPO": 2}  # the round from which the paper has SPIN above it
 MEASURED = ("taste", "prompt", "class word", "distance", "Fréchet", "people", "wins over the base", "seeds")
 MARKERS = "<Xo^sDvP*"  # of the rates, from the lowest
@@ -200,7 +201,7 @@ def data_table(found: Findings, base: State) -> str:
     """DPO by the number of its pairs, after two thirds of its steps, beside SPIN's round 2."""
     spin = found.states("independent", SEARCHED_AT, "SPIN")
     rows = []
-    for real in (found.study.sizes.real, 128, 256, 512):
+    for real in REALS:
         states = found.states("independent", SEARCHED_AT, "DPO", real)
         if states and spin and (against := duel(spin[1], states[1])):
             mean = states[1].by_judge["people"].mean() - base.by_judge["people"].mean()
