@@ -24,6 +24,9 @@ DUELS = (
     ("SPIN from SFT", "DPO from SFT"),
     ("SPIN in short rounds", "SPIN"),
     ("SPIN in short rounds", "DPO"),
+    ("SPIN slowing down", "SPIN"),
+    ("SPIN slowing down", "SFT"),
+    ("SPIN slowing down", "DPO"),
 )
 AT_BEST = "each kept at its best"
 REALS = (8, 16, 32, 64, 128, 256, 512)  # numbers of DPO's pairs that are looked for

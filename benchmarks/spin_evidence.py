@@ -9,7 +9,8 @@ are worth the most to people in the mean, over its three thirds, on other prompt
 0.2: rates are tried upwards until one that is at least 2.5 times the best is worse, and where the lowest is the best, halves
 of it until one is worse, three times at most. Beside that, each is kept at its best, as one who looks at the pictures would:
 by the rate and the third, of all that the search has drawn, whose pictures are worth the most. "SPIN in short rounds" is SPIN
-at its rate with three rounds of a third of the steps (16 of 50) for each.
+at its rate with three rounds of a third of the steps (16 of 50) for each; "SPIN slowing down" takes the rate at which SPIN is
+kept at its best in round 1, and a quarter of it from round 2 on.
 
 Judges: taste, prompt, fidelity, people in the mean, and a preference model that learnt from 20,000 noisy choices. A win is a
 picture that the judge puts above the other model's of the same prompt and noise; intervals are bootstrapped over prompts and
@@ -60,9 +61,11 @@ METHODS = {  # in the order in which they are run: what is from SFT needs SFT's 
     "SPIN from SFT": Method("spin", 0),
     "KTO": Method("kto", 0, share_noise=False),
     "SPIN in short rounds": Method("spin", 0),
+    "SPIN slowing down": Method("spin", 0),
 }
 PARTS = {"SPIN in short rounds": 3}  # rounds to a third of the training, of so much fewer steps each
-RATE_OF = {"SPIN in short rounds": "SPIN"}  # one thing changed, so no search of its own
+SLOWED = {"SPIN slowing down": 4}  # from round 2 on by so many times, after round 1 by the rate of the best third
+RATE_OF = {"SPIN in short rounds": "SPIN", "SPIN slowing down": "SPIN"}  # one thing changed, so no search of its own
 KEPT = tuple(name for name in METHODS if name not in RATE_OF)
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4)  # that documents look for
 SEARCHED_AT, SEARCH_SEED = 0.2, 99
@@ -186,9 +189,10 @@ class Study:
 
     def method(self, cell: Cell) -> Method:
         sft_rate = self.rate(cell.pairs, "SFT") if "from SFT" in cell.name else 0.0
+        rate = (cell.rate, cell.rate / SLOWED[cell.name]) if cell.name in SLOWED else cell.rate
         parts, sizes = PARTS.get(cell.name, 1), self.sizes
         steps, rounds = sizes.steps // parts, (cell.thirds or sizes.rounds) * parts
-        return replace(METHODS[cell.name], rate=cell.rate, sft_rate=sft_rate, steps=steps, rounds=rounds)
+        return replace(METHODS[cell.name], rate=rate, sft_rate=sft_rate, steps=steps, rounds=rounds)
 
     def search(self, kind: str, name: str, make: bool = True, wait: bool = True) -> dict[float, Worth]:
         """What the pictures of each rate are worth: upwards until one far above the best is worse, then down from the lowest.
@@ -223,9 +227,11 @@ class Study:
         return self.worths.get(cell.file)
 
     def rate(self, kind: str, name: str, make: bool = True) -> float | None:
-        """The best of the search in the mean of its thirds; None where nothing of it is there."""
+        """The best of the search in the mean of its thirds, or its best third's; None where nothing of it is there."""
         worth = self.search(kind, name, make)
-        return best_in_mean(worth) if worth else None
+        if not worth:
+            return None
+        return best_kept(worth)[0] if name in SLOWED else best_in_mean(worth)
 
     def at_best(self, kind: str, noise: float, name: str, make: bool = True) -> tuple[Cell, int] | None:
         """The training (seed 0) and the third of it, from 0, at which the method is kept; None without anything of its search.

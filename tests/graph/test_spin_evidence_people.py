@@ -175,6 +175,9 @@ def test_what_swings_is_kept_at_its_best_third(study, tmp_path):
     assert study.rate("independent", "SPIN", make=False) == 1e-5
     assert study.at_best("independent", 0.2, "SPIN", make=False) == (kept[0], 0)
     assert study.method(kept[0]).rounds == 1  # what comes after is not trained
+    slower = "SPIN slowing down"
+    slower = study.method(Cell("independent", 0.2, 8, slower, study.rate("independent", slower, make=False), 0))
+    assert slower.rates == (1e-4, 2.5e-5)  # what is kept, and from there carefully
     cell, third = study.at_best("independent", 0.2, "DPO", make=False)
     assert (cell.rate, cell.thirds, third) == (1e-4, None, 0)  # of equal thirds the one of fewer steps
     found = write_documents(study, tmp_path / "docs")["independent"]["0.2"]
