@@ -54,7 +54,7 @@ class Condition:
     mask: bool = True
     regularization: float = 1
     detach_reference: bool = False
-    all_places: bool = False
+    dense: bool = False
     steps: int = 1
     scale: int = 1
     zero_init: bool = False
@@ -78,7 +78,7 @@ CONDITIONS = {
 # What might bring the finer markings; run where --conditions names them.
 TRIALS = {
     "regularisation x 10": Condition("ten times the paper's weight", regularization=10),
-    "all places": Condition("after every decoder block with attention, and not every second", all_places=True),
+    "dense": Condition("after every decoder block with attention, not every second", dense=True),
     "twice the steps": Condition("twice as many steps", steps=2),
     "begins as nothing": Condition("image attention begins as the identity, as on the transformer", zero_init=True),
     "larger reference": Condition("the reference at twice the side, in training and drawing", scale=2),
@@ -235,7 +235,7 @@ class World:
             references = self.encoded(scenes, how.scale)
             patcher, text = training_copy(self.model), training_clip(self.clip)
             load_for_training([patcher, text.patcher])
-            shapes = self.shapes(patcher.model, how.all_places) if how.image_attention else []
+            shapes = self.shapes(patcher.model, how.dense) if how.image_attention else []
             words = start_words(text, who.class_word)
             trained = TrainedConcept(shapes, words, zero_init=self.plan.zero_init or how.zero_init).to(
                 patcher.load_device
@@ -282,19 +282,15 @@ class World:
                     found[name].append(overlap(attention, truth, capture.grids[place]))
         return found
 
-    def shapes(self, model, everywhere: bool) -> list:
+    def shapes(self, model, dense: bool) -> list:
         from ..nodes.vico.places import places_of, possible_places, shape_at
         from ..vico_core import spread_places
 
-        network = model.diffusion_model
-        possible = possible_places(network)
-        if everywhere:
-            return [shape_at(network, place) for place in possible]
         if not self.plan.places:
-            return places_of(model)[1]
-        return [
-            shape_at(network, place) for place in spread_places([place.block for place in possible], self.plan.places)
-        ]
+            return places_of(model, dense)[1]
+        network = model.diffusion_model
+        blocks = [place.block for place in possible_places(network)]
+        return [shape_at(network, place) for place in spread_places(blocks, self.plan.places)]
 
     def draw(self, how: Condition, concept, reference, who):
         """Pictures [prompts × seeds, H, W, 3] of one condition, by a reference photo [H, W, 3]."""

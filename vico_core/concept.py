@@ -17,6 +17,7 @@ from .places import UNET
 
 FORMAT = "vico_concept"
 VERSION = "1"
+ORIGINAL_PLACES = [f"output_blocks.{level}.1" for level in (4, 6, 8, 10)]
 ORIGINAL_KEY = re.compile(r"diffusion_model\.(?P<place>.+)\.image_cross_attention\.(?P<rest>.+)")
 OUR_KEY = re.compile(r"image_attention\.(?P<place>[a-z_]+(?:\.\d+)+)\.(?P<rest>[a-z].+)")
 PARTS = [
@@ -146,13 +147,19 @@ class ViCoConcept:
         write_atomically(Path(path), lambda partial: save_file(tensors, partial, metadata))
 
     def save_original(self, cross_attention_path: str | os.PathLike, embeddings_path: str | os.PathLike) -> None:
-        """Writes the authors' pair. ValueError for a concept of another encoder than SD1.x's, which their code cannot load."""
+        """Writes the authors' pair. ValueError where their code cannot load it: another encoder than SD1.x's, or other places."""
         if list(self.embeddings) != ["l"] or self.family not in ("", UNET):
             raise ValueError(
                 "Choose another format.\n"
                 f"The original ViCo knows SD1.x alone; this concept is of {self.family or 'another model'} with the text encoders "
                 f"{', '.join(self.embeddings)}."
             )
+        if other := [place for place in self.modules if place not in ORIGINAL_PLACES]:
+            raise ValueError(
+                "Choose another format.\n"
+                f"The original ViCo has the places {', '.join(ORIGINAL_PLACES)} alone; this concept also has {', '.join(other)}."
+            )
+        Path(cross_attention_path).parent.mkdir(exist_ok=True)
         weights = {
             f"diffusion_model.{place}.image_cross_attention.{k}": t.detach().cpu()
             for place, module in self.modules.items()

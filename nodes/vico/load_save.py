@@ -71,7 +71,6 @@ class SaveViCoConcept(io.ComfyNode):
             path = free.with_name(free.name + ".safetensors")
             concept.save(path)
         else:
-            free.mkdir()
             path = free / f"cross_attention-{concept.step}.pt"
             concept.save_original(path, free / f"embeddings_gs-{concept.step}.pt")
         return io.NodeOutput(str(path), ui=written(path))

@@ -77,23 +77,26 @@ def possible_places(network: torch.nn.Module) -> list[Place]:
     return [Place(path, path) for path in family.block_paths(network)]
 
 
-def default_places(network: torch.nn.Module) -> list[Place]:
-    """The paper's of a U-Net; in a transformer as many, up to four, as come closest to the paper's share of the parameters."""
+def default_places(network: torch.nn.Module, dense: bool = False) -> list[Place]:
+    """The paper's of a U-Net; in a transformer as many, up to four, as come closest to the paper's share of the parameters.
+
+    dense: all of a U-Net's, twice as many of a transformer's.
+    """
     possible = possible_places(network)
     if layout_of(network) is None:
-        return paper_places(possible)
-    dim = tokens_of(network, possible[0]).dim
-    return spread_places([place.block for place in possible], place_count(dim, parameters_of(network)))
+        return possible if dense else paper_places(possible)
+    count = place_count(tokens_of(network, possible[0]).dim, parameters_of(network))
+    return spread_places([place.block for place in possible], 2 * count if dense else count)
 
 
 def parameters_of(network: torch.nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
 
-def places_of(model) -> tuple[list[Place], list[PlaceShape]]:
+def places_of(model, dense: bool = False) -> tuple[list[Place], list[PlaceShape]]:
     """Where image attention is trained in this model (the host's BaseModel), and its shape. ValueError where it has no place."""
     known_family(model)
-    places = default_places(model.diffusion_model)
+    places = default_places(model.diffusion_model, dense)
     return places, [shape_at(model.diffusion_model, place) for place in places]
 
 

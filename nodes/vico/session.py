@@ -80,6 +80,7 @@ class TrainSettings:
         AUTOMATIC_WORD  # learnt, or fixed to the initialiser; automatic: learnt where the text encoder is not large
     )
     zero_init: bool = False  # image attention begins as the identity
+    dense: bool = False  # image attention at more places than the paper's
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def start_session(model, clip, asked: TrainingRun) -> Session:
     learn = settings.word == LEARNT
     patcher = borrowed(model, AUTOCAST_DTYPES.get(options.precision, torch.float32))
     text = training_clip(clip) if learn else clip
-    shapes, words = places_of(patcher.model)[1], start_words(clip, settings.initialiser)
+    shapes, words = places_of(patcher.model, settings.dense)[1], start_words(clip, settings.initialiser)
     trained = TrainedConcept(shapes, words, settings.seed, learn, settings.zero_init).to(patcher.load_device)
     engine = LocalEngine(patcher.load_device, options.precision, options.accumulation)
     streams = HostStreams(patcher, text, trained, settings.placeholder, engine, settings.detach_reference)

@@ -46,6 +46,15 @@ def test_the_original_pair_goes_out_and_in(tmp_path):
     assert loaded.step == 300
 
 
+def test_no_pair_is_begun_that_the_authors_code_cannot_load(tmp_path):
+    """Their places are fixed in code."""
+    concept = make_concept()
+    concept.modules["output_blocks.9.1"] = concept.modules["output_blocks.10.1"]
+    with pytest.raises(ValueError, match=r"Choose another format.\n.* this concept also has output_blocks.9.1"):
+        concept.save_original(tmp_path / "pair" / "cross_attention-1.pt", tmp_path / "pair" / "embeddings_gs-1.pt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_torch_1_10_parameter_dict_is_read(tmp_path):
     """Those files hold a ParameterDict without `_keys`."""
     make_concept().save_original(tmp_path / "cross_attention-1.pt", tmp_path / "embeddings_gs-1.pt")

@@ -321,7 +321,9 @@ def test_what_is_trained_is_kept_and_drawn_with(call, family, home, monkeypatch)
     concept, losses, _, run = train(bench)
     assert losses["loss"][0] > losses["loss"][2]
     assert weights_hash(bench.model.model.state_dict()) == before
-    untrained = TrainedConcept(places_of(bench.model.model)[1], {"l": torch.zeros(1, 1)}, 3).concept()
+    places, shapes = places_of(bench.model.model)
+    assert len(places_of(bench.model.model, dense=True)[0]) == 2 * len(places)
+    untrained = TrainedConcept(shapes, {"l": torch.zeros(1, 1)}, 3).concept()
     for place, weights in concept.modules.items():
         assert all(not torch.equal(t, untrained.modules[place][k]) for k, t in weights.items() if "to_k" not in k), (
             place

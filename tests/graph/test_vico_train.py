@@ -107,13 +107,14 @@ def test_what_it_learns_hangs_on_the_seed_and_the_photos(train):
     assert not same_bits(train()[0], train(photos(seed=1))[0])
 
 
-def test_training_sees_what_apply_vico_draws(parts, make_sd1):
+@pytest.mark.parametrize("dense", [False, True])
+def test_training_sees_what_apply_vico_draws(parts, make_sd1, dense):
     """The noisy stream of a training step is the U-Net that Apply ViCo patches, on the same caption and reference."""
     generator = torch.Generator().manual_seed(0)
     x_t, reference = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
     with copies.training_mode():
         patcher, clip = copies.training_copy(parts["model"]), streams.training_clip(parts["clip"])
-        trained = TrainedConcept(places_of(patcher.model)[1], {"l": torch.randn(1, 40)})
+        trained = TrainedConcept(places_of(patcher.model, dense)[1], {"l": torch.randn(1, 40)})
         host = streams.HostStreams(patcher, clip, trained, "*", LocalEngine())
         t = torch.tensor([400])
         got = host.predict(x_t, Batch(x_t, reference, x_t, t, ["a photo of a *"])).prediction.detach()
@@ -185,6 +186,15 @@ def test_a_fixed_word_stays_the_initialisers_and_image_attention_learns(train, c
     assert not same_bits(fixed, train()[0])
     monkeypatch.setattr(session, "LARGE_ENCODER", 0)
     assert same_bits(train()[0], fixed) and train()[3] == run
+
+
+def test_dense_image_attention_stands_after_every_decoder_block(train, call, parts):
+    """Where the paper's stands after every second one."""
+    (options,) = call("ViCoOptions", dense=True)
+    dense, _, _, run = train(vico_options=options)
+    paper, _, _, other = train()
+    assert list(dense.modules) == [f"output_blocks.{level}.1" for level in range(3, 12)]
+    assert list(paper.modules) == [f"output_blocks.{level}.1" for level in (4, 6, 8, 10)] and run != other
 
 
 # Memory before the first step
