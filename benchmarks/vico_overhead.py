@@ -11,7 +11,6 @@ from ..scripts.host import Host
 from .harness import device_flag, finish, flags, flop_counter, machine, medians, resident, timed
 from .waits import counted_steps
 
-PLACES = {"output_blocks.4.1": 1280, "output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
 ROWS = 2  # of one picture with guidance
 CASES = ["plain", "first", "first, empty prompt known", "every further", "plain ×4", "first ×4"]
 
@@ -22,10 +21,11 @@ class Bench:
     kept: int  # bytes of the features that the mask kept, of one picture's step
     all_keys: int  # and of all of them
 
-    def __init__(self, host: Host, size: int, device: str, width: int, steps: int):
+    def __init__(self, host: Host, size: int, device: str, width: int, steps: int, dense: bool):
         import torch
 
         from ..nodes.vico.photos import Photo
+        from ..nodes.vico.places import places_of
         from ..scripts import models
         from ..vico_core import ImageAttention, ViCoConcept
 
@@ -33,9 +33,8 @@ class Bench:
         dtype = torch.float16 if device == "cuda" else torch.float32
         self.model = models.sd1(width=width, context_dim=768, dtype=dtype)
         self.clip = models.clip(width=768, heads=12)
-        factor = width / 320
-        dims = {place: int(dim * factor) for place, dim in PLACES.items()}
-        modules = {place: ImageAttention(dim, 8, dim // 8).state_dict() for place, dim in dims.items()}
+        shapes = places_of(self.model.model, dense)[1]
+        modules = {s.name: ImageAttention(s.dim, s.heads, s.dim_head).state_dict() for s in shapes}
         self.concept = ViCoConcept(modules, {"l": torch.randn(1, 768)})
         latent = torch.randn(1, 4, size // 8, size // 8)
         self.photo = Photo(latent, torch.zeros(size, size, 3))
@@ -112,8 +111,8 @@ class Bench:
         return resident("VmHWM")
 
 
-def measure(host: Host, size: int, device: str, repetitions: int, width: int, steps: int) -> dict:
-    bench = Bench(host, size, device, width, steps)
+def measure(host: Host, size: int, device: str, repetitions: int, width: int, steps: int, dense: bool) -> dict:
+    bench = Bench(host, size, device, width, steps, dense)
     counted = bench.count()  # also the warm-up
     seconds = medians([bench.repetition() for _ in range(repetitions)])
     gflop = {case: of["gflop"] for case, of in counted.items()}
@@ -139,7 +138,7 @@ def text(size: int, result: dict) -> str:
         seconds, plain = (result["seconds"][name] for name in (case, "plain ×4" if case.endswith("×4") else "plain"))
         lines.append(f"  {case:28} {seconds:8.3f}   {seconds / plain:5.2f}×")
     gflop, limits = result["gflop"], (result["flop_limit"], result["first_flop_limit"])
-    counted = "GFLOP a row, all keys: plain {plain:.0f}, the four modules {modules:.0f}, first {first:.0f}".format(
+    counted = "GFLOP a row, all keys: plain {plain:.0f}, the modules {modules:.0f}, first {first:.0f}".format(
         **gflop
     )
     by_flops = "limit by FLOPs: further {:.2f}×, first {:.2f}×".format(*limits)
@@ -155,11 +154,12 @@ def main() -> None:
     parser = flags(__doc__, repetitions=(3, "medians of so many"), width=(320, "the U-Net's width; 320 is SD1.x"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="picture sides in pixels")
     parser.add_argument("--steps", type=int, help="sampling steps of a picture; default 1 on the CPU, 20 on a GPU")
+    parser.add_argument("--dense", action="store_true", help="image attention as ViCo Options' dense has it")
     device_flag(parser)
     options = parser.parse_args()
     host = Host(device=options.device)
     steps = options.steps or (1 if options.device == "cpu" else 20)
-    given = (options.device, options.repetitions, options.width, steps)
+    given = (options.device, options.repetitions, options.width, steps, options.dense)
     results = {size: measure(host, size, *given) for size in options.sizes}
     found = {**machine(options.device), **results[max(results)], "sizes": results}
     head = f"{found['machine']}, torch {found['torch']}, median of {options.repetitions}"

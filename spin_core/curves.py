@@ -47,7 +47,7 @@ def overshoot_verdict(steps: list[dict]) -> str:
     won = told_apart_by([step["metrics"]["weight"] for step in steps])
     if won is None:
         return ""
-    advice = "play the next round at a quarter of the rate, or it may lead past the data"
+    advice = "what follows may lead past the data, and the next round back; keep what draws best, or let a scorer"
     return f" Told apart by step {won} (gradient weight under {WON:g}): {advice}."
 
 

@@ -105,8 +105,8 @@ def game_options() -> list:
         io.String.Input("steps", default="50, 500, 200",
             tooltip="Optimiser steps, one number or one a round; the last one stays."),
         io.String.Input("learning_rate", default="2e-5",
-            tooltip="Peak rate, one number or one a round. A quarter of it from round 2 on (2e-5, 5e-6) can keep "
-            "later rounds from leading past the data."),
+            tooltip="Peak rate, one number or one a round. Later rounds can take back what the first has won: a lower rate "
+            "for them (2e-5, 5e-6) softens that, a scorer keeps the best step."),
         io.String.Input("beta", default="2000, 5000",
             tooltip="How strongly the player is held to its opponent, one number or one a round."),
     ]  # fmt: skip

@@ -39,8 +39,8 @@ def test_a_round_that_goes_on_after_its_pairs_are_told_apart_is_named_with_what_
     steps = found["rounds"][0]
     steps[10:] = [{"metrics": step["metrics"] | {"weight": 0.05}} for step in steps[10:]]
     assert verdict(found).endswith(
-        " Told apart by step 15 (gradient weight under 0.1): play the next round at a quarter of the rate,"
-        " or it may lead past the data."
+        " Told apart by step 15 (gradient weight under 0.1): what follows may lead past the data, and the next round back;"
+        " keep what draws best, or let a scorer."
     )
     assert "Told apart" not in verdict(found | {"method": "dpo"})  # has no rounds
     del steps[15:]
