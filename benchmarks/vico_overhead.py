@@ -138,9 +138,7 @@ def text(size: int, result: dict) -> str:
         seconds, plain = (result["seconds"][name] for name in (case, "plain ×4" if case.endswith("×4") else "plain"))
         lines.append(f"  {case:28} {seconds:8.3f}   {seconds / plain:5.2f}×")
     gflop, limits = result["gflop"], (result["flop_limit"], result["first_flop_limit"])
-    counted = "GFLOP a row, all keys: plain {plain:.0f}, the modules {modules:.0f}, first {first:.0f}".format(
-        **gflop
-    )
+    counted = "GFLOP a row, all keys: plain {plain:.0f}, the modules {modules:.0f}, first {first:.0f}".format(**gflop)
     by_flops = "limit by FLOPs: further {:.2f}×, first {:.2f}×".format(*limits)
     kept = f"keys kept by the mask {result['kept_keys']:.0%}"
     lines += [f"  {counted}", f"  {by_flops}; {kept}", f"  peak memory over plain {result['peak_memory_ratio']:.2f}×"]
