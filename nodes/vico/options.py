@@ -13,7 +13,7 @@ class ViCoOptions(io.ComfyNode):
             node_id="ViCoOptions",
             display_name="ViCo Options",
             category="ViCo + SPIN/ViCo",
-            description="What Train ViCo learns, and from where it starts. Without it, as the paper does.",
+            description="What Train ViCo learns, from where it starts, and at how many places it looks. Without it, as the paper does.",
             search_aliases=["zero init", "freeze text encoder", "textual inversion", "vico", "identity"],
             inputs=[
                 io.Combo.Input("word", options=[AUTOMATIC_WORD, LEARNT, FIXED], optional=True,
@@ -25,8 +25,8 @@ class ViCoOptions(io.ComfyNode):
                     "the model at first, as the paper's does. For high rates and few steps, as on Sprite World's DiT."),
                 io.Boolean.Input("dense", default=False, optional=True,
                     tooltip="Image attention after every block of a U-Net's decoder that has attention, where the paper has it "
-                    "after every second one; at twice as many places of a transformer. Keeps more of the object for a "
-                    "slower step, more memory and a larger file."),
+                    "after every second one; at twice as many places of a transformer. Keeps more of the object in the "
+                    "Sprite World's U-Net, for slower steps, more memory and a larger file."),
             ],
             outputs=[ViCoOptionsSocket.Output("vico_options", tooltip="For Train ViCo.")],
         )  # fmt: skip
