@@ -321,9 +321,7 @@ def test_what_is_trained_is_kept_and_drawn_with(call, family, home, monkeypatch)
     concept, losses, _, run = train(bench)
     assert losses["loss"][0] > losses["loss"][2]
     assert weights_hash(bench.model.model.state_dict()) == before
-    places, shapes = places_of(bench.model.model)
-    assert len(places_of(bench.model.model, dense=True)[0]) == 2 * len(places)
-    untrained = TrainedConcept(shapes, {"l": torch.zeros(1, 1)}, 3).concept()
+    untrained = TrainedConcept(places_of(bench.model.model)[1], {"l": torch.zeros(1, 1)}, 3).concept()
     for place, weights in concept.modules.items():
         assert all(not torch.equal(t, untrained.modules[place][k]) for k, t in weights.items() if "to_k" not in k), (
             place
@@ -338,6 +336,9 @@ def test_what_is_trained_is_kept_and_drawn_with(call, family, home, monkeypatch)
         bench.reference = bench.make_reference()
         drawn.append(bench.sample(*bench.apply()))
     assert torch.equal(*drawn) and torch.isfinite(drawn[0]).all()
+    bench.concept = train(bench, vico_options={"dense": True}, steps=1)[0]
+    assert len(bench.concept.modules) == 2 * len(concept.modules)
+    assert not torch.equal(bench.sample(*bench.apply()), drawn[0])
 
 
 def test_a_model_of_unknown_prediction_is_not_trained(call, home):
