@@ -1,5 +1,6 @@
 """The evidence's tables, figures and pictures, and its numbers, out of what a study's folder holds."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -334,6 +335,7 @@ def draw_pictures(found: Findings, path: Path) -> None:
 def write_documents(study: Study, docs: Path) -> dict:
     """Tables, figures, pictures and numbers into docs; returns the numbers."""
     docs.mkdir(parents=True, exist_ok=True)
+    keep_searches(study)
     found = Findings(study)
     duels, base = found.all_duels(), found.base()
     text = as_markdown(found, duels, base)
@@ -344,6 +346,13 @@ def write_documents(study: Study, docs: Path) -> dict:
     draw_pictures(found, docs / "spin_evidence_pictures.png")
     print(text)
     return duels
+
+
+def keep_searches(study: Study) -> None:
+    """What was seen in every search goes to the results, so that another machine chooses the same rates."""
+    for kind, name in itertools.product(PAIRS, KEPT):
+        for rate in study.search(kind, name, make=False):
+            study.shown(searched(kind, name, rate, study.sizes).file)
 
 
 def bullets(lines: list[str]) -> str:

@@ -64,7 +64,7 @@ METHODS = {  # in the order in which they are run: what is from SFT needs SFT's 
     "SPIN slowing down": Method("spin", 0),
 }
 PARTS = {"SPIN in short rounds": 3}  # rounds to a third of the training, of so much fewer steps each
-SLOWED = {"SPIN slowing down": 4}  # from round 2 on by so many times, after round 1 by the rate of the best third
+SLOWED = {"SPIN slowing down": 4}  # round 1 at the rate of SPIN's best third, later ones at so many times less
 RATE_OF = {"SPIN in short rounds": "SPIN", "SPIN slowing down": "SPIN"}  # one thing changed, so no search of its own
 KEPT = tuple(name for name in METHODS if name not in RATE_OF)
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4)  # that documents look for

@@ -230,9 +230,14 @@ def test_the_front_is_what_nothing_is_above_in_both():
 
 
 def test_what_judges_saw_is_enough_to_go_on_by_on_another_machine(study, tmp_path):
-    """The pictures are gone: documents come out as before, and nothing is trained again."""
+    """The pictures are gone: documents come out as before, and nothing is trained again. Every kind of pairs has its search."""
     docs = tmp_path / "docs"
+    for name, taste in {"DPO": 0.4, "SPIN": 0.6}.items():
+        for cell in (searched("same-scene", name, 1e-5, SIZES), Cell("same-scene", 0.2, 8, name, 1e-5, 0)):
+            art = drawn(study.prompts_of(cell.seed), taste, cell.seed)
+            save_arrays(study.folder / cell.file, {"art": art})
     found, text = write_documents(study, docs), (docs / "spin_evidence.md").read_text()
+    assert found["same-scene"]
     pictures = (docs / "spin_evidence_pictures.png").read_bytes()
     elsewhere = Study(BASE, SIZES, tmp_path / "elsewhere", study.results)
     assert write_documents(elsewhere, docs) == found
