@@ -284,7 +284,8 @@ def draw_front(study: Study, path: Path, kind: str = "independent") -> None:
     handle = partial(plt.Line2D, [], [], linewidth=0)
     methods = [handle(color=colours[name], marker="s", label=name) for name in colours if tried[name]]
     rates = [handle(color="black", marker=mark, label=f"{rate:g}") for rate, mark in markers.items()]
-    figure.legend(handles=methods + rates, loc="outside right", fontsize=7)
+    start_line = plt.Line2D([], [], color="grey", linewidth=0.8, label="the base")
+    figure.legend(handles=[*methods, *rates, start_line], loc="outside right", fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
