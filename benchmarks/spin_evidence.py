@@ -21,7 +21,7 @@ the work of one folder, and --pairs, --noises, --methods, --reals and --seeds ta
 Beside them, in results, is kept what the judges saw in the pictures: small enough to be committed, so that another machine
 goes on where this one stopped. The preference model is learnt once, from what the search has drawn by the first documents.
 
-The whole: all methods on people's pairs at label noise 0.2, DPO on 256 of them; DPO and SPIN without wrong labels and with 40%
+The whole: all methods on people's pairs at label noise 0.2, DPO on 16 and 256 of them; DPO and SPIN without wrong labels and with 40%
 of them, and on pairs of one scene without and with 20%; what is kept at its best of the first two.
 """
 
@@ -311,7 +311,7 @@ class Part:
 
 
 WHOLE = (
-    Part(methods=tuple(METHODS), reals=(256,)),
+    Part(methods=tuple(METHODS), reals=(16, 256)),
     Part(noises=(0.0, 0.4)),
     Part(methods=KEPT, kept_at_best=True),
     Part(noises=(0.0, 0.4), kept_at_best=True),
