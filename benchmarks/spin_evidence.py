@@ -21,8 +21,8 @@ the work of one folder, and --pairs, --noises, --methods, --reals and --seeds ta
 Beside them, in results, is kept what the judges saw in the pictures: small enough to be committed, so that another machine
 goes on where this one stopped. The preference model is learnt once, from what the search has drawn by the first documents.
 
-The whole: all methods on people's pairs at label noise 0.2, DPO on 16 and 256 of them; DPO and SPIN without wrong labels and with 40%
-of them, and on pairs of one scene without and with 20%; what is kept at its best of the first two.
+The whole: all methods on people's pairs at label noise 0.2, DPO on 16 and 256 of them; DPO and SPIN at label noise 0 to 0.4,
+and on pairs of one scene at 0 and 0.2; what is kept at its best of the first two.
 """
 
 import argparse
@@ -312,9 +312,9 @@ class Part:
 
 WHOLE = (
     Part(methods=tuple(METHODS), reals=(16, 256)),
-    Part(noises=(0.0, 0.4)),
+    Part(noises=NOISES),
     Part(methods=KEPT, kept_at_best=True),
-    Part(noises=(0.0, 0.4), kept_at_best=True),
+    Part(noises=NOISES, kept_at_best=True),
     Part(pairs=("same-scene",), noises=(0.0, SEARCHED_AT)),
 )
 
