@@ -200,11 +200,12 @@ def test_without_a_part_named_the_whole_is_run():
     """What the documents show: each method where the labels are as in Pick-a-Pic, DPO and SPIN wherever labels and pairs differ."""
     whole = parts_of(parse_options([]))
     assert {(kind, noise) for part in whole for kind in part.pairs for noise in part.noises} == {
-        *(("independent", noise) for noise in (0.0, 0.2, 0.4)),
+        *(("independent", noise) for noise in (0.0, 0.1, 0.2, 0.3, 0.4)),
         *(("same-scene", noise) for noise in (0.0, 0.2)),
     }
     assert set(METHODS) == {name for part in whole if part.noises == (0.2,) for name in part.methods}
-    assert {noise for part in whole if part.kept_at_best for noise in part.noises} == {0.2, 0.0, 0.4}
+    assert {noise for part in whole if part.kept_at_best for noise in part.noises} == {0.0, 0.1, 0.2, 0.3, 0.4}
+    assert {real for part in whole for real in part.reals} == {16, 256}
     (named,) = parts_of(parse_options(["--methods", "DPO", "SPIN", "--seeds", "1"]))
     assert named.methods == ("DPO", "SPIN") and named.noises == (0.2,) and named.seeds == (1,) and not named.reals
 
