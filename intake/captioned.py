@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .captions import CAPTION_ENDINGS, captions_beside, captions_of
-from .files import BadFile, files_below, inside, leads_out
+from .files import BadFile, Unusable, files_below, inside, leads_out
 from .limits import LIMITS
 from .pictures import PICTURE_ENDINGS
 from .report import Report
@@ -78,9 +78,14 @@ def captioned_folder(folder: Path, report: Report) -> Iterator[Captioned]:
             continue
         repeats, word = kohya_folder(file, folder, report)
         try:
-            captions = captions_beside(file) or captions_of(prompt_of_picture(file)) or captions_of(word)
-        except BadFile as error:
-            report.leave_out(name, str(error))
+            captions = captions_beside(file)
+        except Unusable as error:
+            report.leave_out(name, f"its caption {error.reason}")
+            continue
+        try:
+            captions = captions or captions_of(prompt_of_picture(file)) or captions_of(word)
+        except Unusable as error:
+            report.leave_out(name, f"{error.reason} (write the one that counts into a .txt of the same name)")
             continue
         if captions:
             yield Captioned(name, file, captions, repeats)
@@ -100,9 +105,9 @@ def kohya_folder(file: Path, folder: Path, report: Report) -> tuple[int, str]:
     """(N, name) of the nearest parent folder "N_name", else (1, ""). A number beyond the bound, as of a date, is noted."""
     for part in reversed(file.relative_to(folder).parts[:-1]):
         found = re.match(r"(\d+)_(.*)", part)
-        if found and int(found[1]) <= LIMITS.repeats:
+        if found and 1 <= int(found[1]) <= LIMITS.repeats:
             return int(found[1]), found[2]
         if found:
-            report.note(f'"{part}" is read once: {found[1]} is no number of repeats (at most {LIMITS.repeats})')
+            report.note(f'"{part}" is read once: {found[1]} is no number of repeats (1 to {LIMITS.repeats})')
             return 1, ""
     return 1, ""

@@ -17,7 +17,7 @@ def captions_of(value) -> tuple[str, ...]:
 
 
 def captions_in(content: bytes, name: str) -> tuple[str, ...]:
-    """The captions of a caption file. Raises: BadFile.
+    """The captions of a caption file. Raises: Unusable.
 
     .json: an object with text, prompt or caption, or these texts themselves.
     """
@@ -29,7 +29,7 @@ def captions_in(content: bytes, name: str) -> tuple[str, ...]:
 
 
 def captions_beside(picture: Path) -> tuple[str, ...]:
-    """The captions of the file beside a picture, () where there is none. Raises: BadFile."""
+    """The captions of the file beside a picture, () where there is none. Raises: Unusable."""
     beside = next((path for path in map(picture.with_suffix, CAPTION_ENDINGS) if path.is_file()), None)
     if beside is None:
         return ()

@@ -12,10 +12,10 @@ class BadFile(ValueError):
 
 
 class Unusable(BadFile):
-    """A file that cannot be used: its name, and what is wrong with it."""
+    """A file that cannot be used: its name, what is wrong with it, and what to do."""
 
-    def __init__(self, name: str | Path, reason: str, what: str = "file"):
-        super().__init__(f'Choose another {what}.\n"{name}" {reason}.')
+    def __init__(self, name: str | Path, reason: str, advice: str = "Choose another file."):
+        super().__init__(f'{advice}\n"{name}" {reason}.')
         self.name, self.reason = str(name), reason
 
 

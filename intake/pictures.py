@@ -44,7 +44,7 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
 
 
 def unusable(name: str, reason: str) -> Unusable:
-    return Unusable(name, reason, "picture")
+    return Unusable(name, reason, "Choose another picture.")
 
 
 def open_source(source: Path | bytes):
@@ -69,6 +69,7 @@ def check_size(image: Image.Image, name: str) -> None:
 
 def upright(image: Image.Image) -> Image.Image:
     """As EXIF's orientation says. Tags of a wrong type say nothing."""
+    image.load()  # Pillow turns a TIFF by itself here, and takes its tag away
     try:
         turn = image.getexif().get(ORIENTATION)
     except UNREADABLE:

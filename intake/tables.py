@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .files import BadFile, open_regular
+from .files import BadFile, Unusable, open_regular
 from .limits import LIMITS
 from .texts import decode_text, read_text
 
 PROMPT_COLUMNS = ("text", "prompt", "caption")  # in any case; the first that is there
 DELIMITERS = ",;\t"
 UNREADABLE = "\0\n"  # stands for a line that is no text; no text holds it
+REPLACED = "\ufffd"  # what a decoder puts for what it cannot read
 
 
 class Row(NamedTuple):
@@ -45,20 +46,26 @@ def read_rows(path: Path, needs: Sequence[str] = ()) -> Iterator[Row | Problem]:
 
 def lines_in(file: BinaryIO, name: str) -> Iterator[str]:
     """The file's lines with their line feeds, each decoded by itself: programs append in encodings of their own."""
-    if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        file.seek(0)
-        yield from io.TextIOWrapper(file, encoding="utf-16", newline="\n")
-        return
+    is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     file.seek(0)
+    if is_utf16:
+        file = io.TextIOWrapper(file, encoding="utf-16", errors="replace", newline="\n")
     while line := file.readline(LIMITS.json_bytes + 1):
         if len(line) > LIMITS.json_bytes:
             raise BadFile(
                 f'Choose another table.\n"{name}" has a line of more than {LIMITS.json_bytes / 2**20:.0f} MB.'
             )
-        try:
-            yield decode_text(line, name)
-        except BadFile:
-            yield UNREADABLE
+        yield decoded(line, name)
+
+
+def decoded(line: str | bytes, name: str) -> str:
+    """The line as text; UNREADABLE where it is none."""
+    if isinstance(line, str):
+        return UNREADABLE if REPLACED in line else line
+    try:
+        return decode_text(line, name)
+    except Unusable:
+        return UNREADABLE
 
 
 def json_rows(lines: Iterator[str], name: str, needs: Sequence[str]) -> Iterator[Row | Problem]:
@@ -129,21 +136,23 @@ def value_of(values: dict, names: Sequence[str]) -> str | list | None:
         value = by_name.get(name)
         if isinstance(value, list) and value:
             return value
-        if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
+        if isinstance(value, bool) or value != value:  # NaN, as pandas writes an empty cell
+            continue
+        if isinstance(value, str | int | float) and str(value).strip():
             return str(value).strip()
     return None
 
 
 def read_json(path: Path):
-    """A JSON file's value. Raises: BadFile where it is none."""
+    """A JSON file's value. Raises: Unusable where it is none."""
     return parse_json(read_text(path, LIMITS.json_bytes), path.name)
 
 
 def parse_json(text: str, name: str):
-    """The value. Raises: BadFile, which names `name`, where it is none."""
+    """The value. Raises: Unusable, which names `name`, where it is none."""
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise BadFile(f'Write the file as plain JSON.\n"{name}" cannot be read: it nests too deep.') from error
+        raise Unusable(name, "cannot be read: it nests too deep", "Write the file as plain JSON.") from error
     except ValueError as error:
-        raise BadFile(f'Write the file as JSON.\n"{name}" is none ({error}).') from error
+        raise Unusable(name, f"is no JSON ({error})", "Write the file as JSON.") from error

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from .captioned import NO_CAPTION, Captioned
 from .captions import CAPTION_ENDINGS, captions_in
-from .files import BadFile, open_regular
+from .files import BadFile, Unusable, open_regular
 from .limits import LIMITS
 from .pictures import PICTURE_ENDINGS
 from .report import Report
@@ -26,8 +26,8 @@ def captioned_tar(path: Path, report: Report) -> Iterator[Captioned]:
         beside = next((ending for ending in CAPTION_ENDINGS if ending in parts), None)
         try:
             captions = captions_in(parts[beside], f"{path.name}/{key}{beside}") if beside else ()
-        except BadFile as error:
-            report.leave_out(name, str(error))
+        except Unusable as error:
+            report.leave_out(name, f"its caption {error.reason}")
             continue
         if captions:
             yield Captioned(name, parts[picture], captions)
@@ -56,7 +56,11 @@ def read_members(archive: tarfile.TarFile, path: Path, report: Report) -> Iterat
         place = member.offset
         key, ending = key_and_ending(member.name)
         most = LIMITS.picture_bytes if ending in PICTURE_ENDINGS else LIMITS.text_bytes
-        if member.isdir() or not (ending in PICTURE_ENDINGS or ending in CAPTION_ENDINGS):
+        if member.isdir():
+            continue
+        if ending not in PICTURE_ENDINGS and ending not in CAPTION_ENDINGS:
+            if PurePosixPath(ending).suffix in PICTURE_ENDINGS and not is_hidden(member.name):
+                report.leave_out(f"{path.name}/{member.name}", "a point in its name before the ending")
             continue
         if reason := refusal(member, most):
             report.leave_out(f"{path.name}/{member.name}", reason)
@@ -72,6 +76,11 @@ def key_and_ending(name: str) -> tuple[str, str]:
     path = PurePosixPath(name)
     stem, point, ending = path.name.partition(".")
     return str(path.with_name(stem)) if stem else name, (point + ending).lower()
+
+
+def is_hidden(name: str) -> bool:
+    """Such as the ._name that macOS puts beside a file."""
+    return PurePosixPath(name).name.startswith(".")
 
 
 def refusal(member: tarfile.TarInfo, most: int) -> str | None:

@@ -3,7 +3,7 @@
 import codecs
 from pathlib import Path
 
-from .files import BadFile, read_bytes
+from .files import Unusable, read_bytes
 from .limits import LIMITS
 
 MARKS = (  # the longer first: UTF-32's begins with UTF-16's
@@ -17,7 +17,7 @@ ALL_MARKS = tuple(mark for mark, _ in MARKS)
 
 
 def decode_text(content: bytes, name: str) -> str:
-    """By its byte-order mark; else UTF-8, else cp1252. BadFile where it is none of them (binary data)."""
+    """By its byte-order mark; else UTF-8, else cp1252. Unusable where it is none of them (binary data)."""
     encoding = None
     if content.startswith(ALL_MARKS):
         encoding = next(encoding for mark, encoding in MARKS if content.startswith(mark))
@@ -28,11 +28,11 @@ def decode_text(content: bytes, name: str) -> str:
             continue
         if "\0" not in text:
             return text
-    raise BadFile(f'Save the file as UTF-8.\n"{name}" is no text.')
+    raise Unusable(name, "is no text", "Save the file as UTF-8.")
 
 
 def read_text(path: Path, most: int | None = None) -> str:
-    """The file's text, at most `most` bytes (Limits.text_bytes). Raises: BadFile."""
+    """The file's text, at most `most` bytes (Limits.text_bytes). Raises: Unusable."""
     return decode_text(read_bytes(path, LIMITS.text_bytes if most is None else most), path.name)
 
 

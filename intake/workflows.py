@@ -7,19 +7,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from .files import BadFile, open_regular
+from .files import Unusable, open_regular
 from .limits import LIMITS
 from .pictures import UNREADABLE
 
-# Inputs of text encoders (SDXL's and Flux' have two), and of the nodes whose text goes into them.
-TEXT_INPUTS = ("text", "text_g", "text_l", "clip_l", "clip_g", "t5xxl", "prompt", "string", "value")
+# Inputs of text encoders (SDXL's and Flux' have two), and of the nodes that pass a text on to them.
+TEXT_INPUTS = ("text", "text_g", "text_l", "clip_l", "clip_g", "t5xxl", "prompt")
+PASSED_ON = ("value", "string", "text", "prompt")
 DEEPEST = 200  # nodes from a sampler to its text
 
 
 def prompt_of_picture(path: Path) -> str | None:
     """The positive prompt of a PNG that ComfyUI saved; None where it carries no graph.
 
-    Raises: BadFile where there are several prompts, or none is written in the graph.
+    Raises: Unusable where there are several prompts, or none is written in the graph.
     """
     if path.suffix.lower() != ".png":
         return None
@@ -36,7 +37,7 @@ def prompt_of_picture(path: Path) -> str | None:
     if texts is None or len(texts) == 1:
         return texts and texts[0]
     what = f"{len(texts)} prompts" if texts else "a prompt that its graph does not hold"
-    raise BadFile(f'Write the prompt that counts into a .txt of the same name.\n"{path.name}" was made from {what}.')
+    raise Unusable(path.name, f"was made from {what}", "Write the prompt that counts into a .txt of the same name.")
 
 
 def positive_prompts(nodes: dict[str, dict], starts: list[list]) -> list[str] | None:
@@ -91,10 +92,7 @@ def texts_behind(nodes: dict[str, dict], link: list, depth: int = 0) -> Iterator
     written = [inputs[key] for key in TEXT_INPUTS if isinstance(inputs.get(key), str) or is_link(inputs.get(key))]
     if written:
         for text in written:
-            if isinstance(text, str):
-                yield from filter(None, [plain_words(text)])
-            else:
-                yield from texts_behind(nodes, text, depth + 1)
+            yield from filter(None, [plain_words(text if isinstance(text, str) else passed_on(nodes, text))])
     elif is_link(inputs.get("positive")) and is_link(
         inputs.get("negative")
     ):  # one that passes both on, as ControlNet's
@@ -103,6 +101,17 @@ def texts_behind(nodes: dict[str, dict], link: list, depth: int = 0) -> Iterator
         for key, value in inputs.items():
             if is_link(value) and ("conditioning" in key or key in ("positive", "negative")):
                 yield from texts_behind(nodes, value, depth + 1)
+
+
+def passed_on(nodes: dict[str, dict], link: list) -> str:
+    """The text behind a link, through nodes that do nothing but hold one; "" where a node may have changed it."""
+    for _ in range(DEEPEST):
+        inputs = nodes.get(link[0], {}).get("inputs", {})
+        value = next((inputs[key] for key in PASSED_ON if key in inputs), None) if len(inputs) == 1 else None
+        if not is_link(value):
+            return value if isinstance(value, str) else ""
+        link = value
+    return ""
 
 
 def plain_words(text: str) -> str:

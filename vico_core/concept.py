@@ -1,6 +1,7 @@
 """A ViCo concept on disk: what was learnt of one object, in one safetensors file; the authors' pair of pickles in and out."""
 
 import base64
+import io
 import json
 import os
 import pickle
@@ -88,8 +89,8 @@ class ViCoConcept:
         modules = _split(tensors, OUR_KEY)
         _check(path.name, modules, embeddings)
         try:
-            _check_places(path.name, modules, json.loads(metadata.get("places", "null")))
-            return cls(
+            places = json.loads(metadata.get("places", "null"))
+            concept = cls(
                 modules,
                 embeddings,
                 placeholder=metadata.get("placeholder", "*"),
@@ -104,6 +105,8 @@ class ViCoConcept:
             raise ValueError(
                 f'Download or save the concept again.\n"{path.name}" has a heading that is damaged ({error}).'
             ) from error
+        _check_places(path.name, modules, places)
+        return concept
 
     @classmethod
     def from_original(
@@ -159,7 +162,6 @@ class ViCoConcept:
                 "Choose another format.\n"
                 f"The original ViCo has the places {', '.join(ORIGINAL_PLACES)} alone; this concept also has {', '.join(other)}."
             )
-        Path(cross_attention_path).parent.mkdir(exist_ok=True)
         weights = {
             f"diffusion_model.{place}.image_cross_attention.{k}": t.detach().cpu()
             for place, module in self.modules.items()
@@ -168,8 +170,19 @@ class ViCoConcept:
         vectors = torch.nn.ParameterDict({self.placeholder: torch.nn.Parameter(self.embeddings["l"].detach().cpu())})
         # The token's id is the tokenizer's to say; the authors' loader reads the vectors alone.
         word = {"string_to_token": {}, "string_to_param": vectors}
-        write_atomically(Path(cross_attention_path), lambda partial: torch.save(weights, partial))
-        write_atomically(Path(embeddings_path), lambda partial: torch.save(word, partial))
+        write_atomically(Path(cross_attention_path), lambda partial: _pickled(weights, partial))
+        try:
+            write_atomically(Path(embeddings_path), lambda partial: _pickled(word, partial))
+        except OSError:
+            Path(cross_attention_path).unlink()  # half a pair is no concept
+            raise
+
+
+def _pickled(value, path: Path) -> None:
+    """torch.save, which says nothing of a full disk where it writes by itself: an OSError here."""
+    content = io.BytesIO()
+    torch.save(value, content)
+    path.write_bytes(content.getbuffer())
 
 
 def concept_files(path: Path) -> list[Path]:

@@ -166,7 +166,8 @@ class FeatureBank:
 def in_system_memory(features: Features) -> Features:
     """Copies that a GPU can read and write without the host: pinned, and not waited for. On the CPU, the very same."""
     return {
-        place: Kept(*(None if part is None else unloaded(part) for part in kept)) for place, kept in features.items()
+        place: Kept(*(None if part is None else unloaded(part) for part in kept.here()))
+        for place, kept in features.items()
     }
 
 

@@ -73,6 +73,17 @@ def test_orientation_is_applied_and_a_tag_of_wrong_type_is_not():
     assert open_picture(saved(image, "JPEG", exif=wrong), "x").size == (2, 1)
 
 
+@pytest.mark.parametrize("turn, size", [(3, (2, 1)), (6, (1, 2)), (8, (1, 2))])
+def test_a_tiff_is_turned_once(turn, size):
+    """Pillow turns it by itself when it is read, and it was turned again."""
+    image, exif = Image.fromarray(np.array([[0, 200]], np.uint8)), Image.Exif()
+    exif[0x0112] = turn
+    expected = {3: [200, 0], 6: [0, 200], 8: [200, 0]}[turn]
+    for kind in ("TIFF", "PNG"):
+        content = saved(image, kind, exif=exif)
+        assert open_picture(content, "x").size == size and values_of(content) == expected
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_lies_on_white(mode):
     image = Image.new("RGBA", (2, 1), (255, 0, 0, 0)).convert(mode)
@@ -129,6 +140,30 @@ def test_tables_of_every_common_encoding_are_read(tmp_path, encoding, ending):
     path = tmp_path / f"metadata.{ending}"
     path.write_bytes("\r\n".join(lines).encode(encoding))
     assert [row.values for row in read_rows(path)] == rows
+
+
+def test_a_damaged_utf_16_table_loses_the_damaged_lines_alone(tmp_path):
+    """One that was cut off ended the whole reading with a codec's error."""
+    whole = "caption\na\nb\nc\n".encode("utf-16")
+    (tmp_path / "cut.csv").write_bytes(whole[:-1])
+    (tmp_path / "surrogate.csv").write_bytes(whole.replace("b".encode("utf-16")[2:], b"\x00\xd8"))
+    cut, surrogate = (list(read_rows(tmp_path / name)) for name in ("cut.csv", "surrogate.csv"))
+    assert [r.values["caption"] for r in cut[:2]] == ["a", "b"] and isinstance(cut[2], Problem)
+    assert surrogate[1] == Problem(2, "no text") and surrogate[2].values["caption"] == "c"
+
+
+def test_the_length_of_a_line_is_bounded_in_every_encoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(LIMITS, "json_bytes", 100)
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / "t.csv").write_bytes(("caption\n" + "a" * 200).encode(encoding))
+        with pytest.raises(BadFile, match="has a line of more than"):
+            list(read_rows(tmp_path / "t.csv"))
+
+
+def test_an_empty_cell_of_pandas_is_no_caption(tmp_path):
+    (tmp_path / "a.png").write_bytes(saved(Image.new("RGB", (9, 9))))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": NaN, "caption": "a cat"}')
+    assert [s.prompt for s in read(tmp_path)[0]] == ["a cat"]
 
 
 def test_csv_dialects_and_captions_that_cut_themselves(tmp_path):
@@ -218,14 +253,15 @@ def read(path):
     return list(Dataset(path).samples(report)), report
 
 
-def test_a_date_is_no_number_of_repeats(tmp_path):
-    """20240115_holiday was read 20,240,115 times."""
-    folder = tmp_path / "20240115_holiday"
+@pytest.mark.parametrize("name", ["20240115_holiday", "0_holiday"])
+def test_a_date_or_nothing_is_no_number_of_repeats(tmp_path, name):
+    """20240115_holiday was read 20,240,115 times, and 0_holiday never."""
+    folder = tmp_path / name
     folder.mkdir()
     (folder / "a.png").write_bytes(saved(Image.new("RGB", (9, 9))))
     (folder / "a.txt").write_text("a")
     samples, report = read(tmp_path)
-    assert len(samples) == 1 and '"20240115_holiday" is read once' in report.text()
+    assert len(samples) == 1 and f'"{name}" is read once' in report.text()
 
 
 def test_captions_of_other_endings_and_nested_metadata(tmp_path):
@@ -287,3 +323,12 @@ def test_json_beside_a_picture_and_the_word_of_a_folder(tmp_path):
     samples, report = read(tmp_path)
     assert [s.captions for s in samples] == [("sks dog",)] * 2 + [("one", "two")]
     assert "other files, left alone: 1 .mp4" in report.text()
+
+
+def test_captions_that_cannot_be_read_are_one_line_of_the_report(tmp_path):
+    """Each was a line of its own, with the sentence of an error in it, and the folder's path."""
+    for number in range(30):
+        (tmp_path / f"{number:02}.png").write_bytes(saved(Image.new("RGB", (9, 9))))
+        (tmp_path / f"{number:02}.txt").write_bytes(b"\0\1\2")
+    _, report = read(tmp_path)
+    assert report.counts == {"its caption is no text": 30}

@@ -97,6 +97,14 @@ def test_members_that_are_no_ordinary_files_or_lead_out_are_left_out_by_name(tmp
     }
 
 
+def test_a_picture_with_a_point_in_its_name_is_left_out_by_name(tmp_path):
+    """webdataset's names end at the first point."""
+    members = [(name, picture()) for name in ("photo.v2.png", "a/._photo.png", "good.png")]
+    samples, report = read(tar_of(tmp_path / "t.tar", *members, ("good.txt", b"good")))
+    assert [s.prompt for s in samples] == ["good"]
+    assert report.left_out == {"a point in its name before the ending": ["t.tar/photo.v2.png"]}
+
+
 def test_what_is_no_archive_says_so(tmp_path):
     (tmp_path / "t.tar").write_bytes(picture())
     with pytest.raises(BadFile, match=r'"t\.tar" is no \.tar '):
@@ -175,9 +183,16 @@ def test_the_positive_prompt_is_followed_from_the_sampler(tmp_path, graph):
     [
         (with_nodes(n2=("CLIPTextEncodeSDXL", {"text_g": "a", "text_l": "b"})), "was made from 2 prompts"),
         (with_nodes(n2=("CLIPTextEncode", {"text": link("99")})), "a prompt that its graph does not hold"),
+        (
+            with_nodes(
+                n2=("CLIPTextEncode", {"text": link("13")}),
+                n13=("StringReplace", {"string": "a {x}", "find": "{x}", "replace": "cat"}),
+            ),
+            "a prompt that its graph does not hold",
+        ),
         (with_nodes(n2=("ConditioningCombine", {"conditioning": link("2"), "text": 0})), "does not hold"),
     ],
-    ids=["two texts", "text from elsewhere", "a circle"],
+    ids=["two texts", "text from elsewhere", "a text that a node changes", "a circle"],
 )
 def test_a_prompt_that_cannot_be_told_is_said(tmp_path, graph, sentence):
     with pytest.raises(BadFile, match=sentence):
@@ -202,6 +217,13 @@ def test_comfyuis_pictures_need_no_list_to_be_scored(tmp_path):
     found = samples_of("m", tmp_path, None, None, report=(report := Report()))
     assert [(s.prompt, s.seed) for s in found] == [("a red cat", "0"), ("mine", "0")]
     assert report.text() == "2 samples\nleft out, no caption (a .txt of the same name): 1 (c.png)"
+
+
+def test_pictures_of_two_prompts_are_one_line_of_the_report(tmp_path):
+    for number in range(30):
+        saved(tmp_path / f"{number:02}.png", with_nodes(n2=("CLIPTextEncodeSDXL", {"text_g": "a", "text_l": "b"})))
+    _, report = read(tmp_path)
+    assert report.counts == {"was made from 2 prompts (write the one that counts into a .txt of the same name)": 30}
 
 
 def test_pictures_that_fit_no_name_are_counted(tmp_path):

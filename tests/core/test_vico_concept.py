@@ -2,9 +2,12 @@
 
 import os
 import pickle
+import resource
+import signal
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vico_spin.vico_core import ImageAttention, ViCoConcept
@@ -115,6 +118,13 @@ def with_a_part_missing(path):
     concept.save(path)
 
 
+def with_a_place_missing(path):
+    make_concept().save(path)
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys() if "output_blocks.8.1" not in key}  # noqa: SIM118
+        save_file(tensors, path, file.metadata())
+
+
 def with_a_wrong_shape(path):
     concept = make_concept()
     concept.modules["output_blocks.8.1"]["ff.net.2.weight"] = torch.zeros(3, 3)
@@ -130,6 +140,10 @@ def with_a_wrong_shape(path):
         (of_another_kind, "Choose a ViCo concept"),
         (with_nan, "holds NaN or infinity in output_blocks.8.1.attn2.to_k.weight"),
         (with_a_part_missing, "lacks norm2.bias"),
+        (
+            with_a_place_missing,
+            r"(?s)^Download or save the concept again.\n[^\n]* lacks the weights of the place[^\n]*$",
+        ),
         (with_a_wrong_shape, 'ff.net.2.weight of "bad.safetensors" has shape'),
     ],
 )
@@ -169,3 +183,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         make_concept(step=7).save(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["toy.safetensors"]
+
+
+@pytest.mark.parametrize("room", [400, 20_000])
+def test_a_disk_that_fills_up_leaves_no_half_pair(tmp_path, room):
+    """torch's own writer says \"unexpected pos\", and the first file stayed without its word."""
+    concept = make_concept()
+    concept.embeddings["l"] = torch.randn(1, 20_000)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        with pytest.raises(OSError, match=r"Look whether the folder is writable and the disk has room\.\n"):
+            concept.save_original(tmp_path / "cross_attention-1.pt", tmp_path / "embeddings_gs-1.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from vico_spin.vico_core import (
     side_by_side,
 )
 from vico_spin.vico_core.placeholder import check_placeholder, names
+from vico_spin.vico_core.reference import Arriving, in_system_memory
 
 
 def keys(levels, depth=1):
@@ -134,6 +135,18 @@ def test_the_bank_evicts_what_an_earlier_picture_left_unused_longest():
     bank.get("a", CPU)
     bank.put("new", features(10), 3 * 320)
     assert [name for name in "abc" if bank.get(name, CPU) is None] == ["b"]
+
+
+def test_features_on_their_way_to_the_device_leave_it_whole():
+    """What the bank had fetched back once could not be moved out again: the second unload of the models raised."""
+
+    class Landed(Arriving):
+        def here(self):
+            return self.kept
+
+    kept = Kept(torch.randn(3, 8), torch.tensor([True, False, True]))
+    (moved,) = in_system_memory({"output_blocks.4.1": Landed(kept, None)}).values()
+    assert isinstance(moved, Kept) and torch.equal(moved.tokens, kept.tokens) and torch.equal(moved.mask, kept.mask)
 
 
 def test_tokens_with_their_mask_are_attended_as_gathered_ones():

@@ -186,3 +186,6 @@ def test_a_further_picture_never_makes_the_host_wait_for_the_gpu(call, parts):
 
     strict.add_wrapper("predict_noise", without_waiting)
     assert close(bench.sample(strict, clip), first)
+    reference.bank.leave_device()  # a second time, what was fetched back in the meantime
+    assert all(part.is_pinned() for entry in entries for kept in entry.features.values() for part in kept)
+    assert close(bench.sample(applied, clip), first)
