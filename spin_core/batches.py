@@ -14,6 +14,7 @@ class Corpus:
     """What is trained on, one entry a picture, ready for the model. Latents and contexts come from wherever they are kept.
 
     fingerprint: of captions and pictures together, so that a run is not continued on other data.
+    text_hash: of what reads the captions: another text encoder's opponent draws other pictures.
     real(i), rejected(i): latents [C, H, W] (rejected: DPO's loser; None where there are no preference pairs).
     liked(i): the thumb of a picture by itself, for KTO; None where there are none.
     context(prompts, shape): the model's condition beside a latent of that shape (SDXL reads the size), batch first.
@@ -25,6 +26,7 @@ class Corpus:
     context: Callable[[list[str], tuple[int, ...]], Context]
     rejected: Callable[[int], Tensor] | None = None
     fingerprint: str = ""
+    text_hash: str = ""
     liked: Callable[[int], bool] | None = None
 
     def __len__(self) -> int:
@@ -36,6 +38,7 @@ class PairBatch:
     """B pairs. other is the opponent's or the rejected picture.
 
     real, other, noise_real, noise_other: [B, C, H, W]; t: int [B]. liked: bool [B], where each real picture has a thumb.
+    seeds: of what a step draws for each pair beyond its noise, int [B].
     """
 
     real: Tensor
@@ -45,6 +48,7 @@ class PairBatch:
     noise_real: Tensor
     noise_other: Tensor
     liked: Tensor | None = None
+    seeds: Sequence[int] = ()
 
 
 class BucketOrder:
@@ -115,6 +119,7 @@ class PairBatches:
             self._stack(noise_real),
             self._stack(noise_other),
             self._liked(samples[start : start + size]),
+            [keyed_generator(self.seed, "step", index, place).initial_seed() for place in range(start, start + size)],
         )
 
     def _liked(self, samples: Sequence[int]) -> Tensor | None:

@@ -5,14 +5,16 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..intake import Report
+from ..intake import LIMITS, Report, check_file
 from ..train_core import (
     CheckpointFolder,
     find_layers,
@@ -44,6 +46,7 @@ from .settings import COMMANDS, ConvertSettings, GenerateSettings, ModelSettings
 from .store import TensorStore
 
 START = "start.safetensors"  # the LoRA that a run started from
+PATIENCE = timedelta(days=7)  # of processes that wait while one encodes all pictures: NCCL's own is 10 minutes
 
 
 def main(arguments: list[str]) -> int:
@@ -66,7 +69,7 @@ def told(command: str, run: Callable[[], None]) -> int:
 
 def make_engine(settings: TrainSettings | GenerateSettings):
     """Accelerate's engine: this process alone, or one of many under `accelerate launch`."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     training = isinstance(settings, TrainSettings)
     engine = Accelerator(
@@ -75,6 +78,7 @@ def make_engine(settings: TrainSettings | GenerateSettings):
         gradient_accumulation_steps=settings.accumulation if training else 1,
         log_with=settings.tracker if training else None,
         project_dir=settings.output,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     if training and settings.tracker and not engine.log_with:
         raise ValueError(
@@ -111,7 +115,8 @@ def make_corpus(pipeline, settings: ModelSettings, engine, report: Report, metho
     encoder = pipeline_encoder(pipeline, store, settings.resolution, engine.device)
     with engine.main_process_first():
         dataset = Dataset(settings.data)
-        corpus = encode_dataset(dataset, encoder, text, report, taken_by(method, dataset), seed=settings.seed)
+        take, text_hash = taken_by(method, dataset), text.encoders_hash
+        corpus = encode_dataset(dataset, encoder, text, report, take, seed=settings.seed, text_hash=text_hash)
         for prompt in {"", settings.negative, *corpus.prompts}:
             text.encoded(prompt)
     return corpus, text
@@ -127,6 +132,12 @@ def make_opponent(pipeline, unet, text: PipelineText, settings: ModelSettings, d
     return Opponent(pipeline_sampler(pipeline, unet, text, settings, device), sampler, settings.generation_batch)
 
 
+def process_of(pipeline) -> str:
+    """Hash of what the U-Net predicts, and of its noise schedule."""
+    scheduler = pipeline.scheduler
+    return weights_hash({scheduler.config.prediction_type: scheduler.alphas_cumprod})
+
+
 def run_train(settings: TrainSettings) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was learnt is kept, as after Ctrl-C
     rounds = settings.rounds_settings()  # what cannot be is said before a model is read
@@ -140,11 +151,10 @@ def run_train(settings: TrainSettings) -> None:
         engine.init_trackers("spin", plain_values(settings))
     if settings.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-    if settings.lora:
-        start_from(pipeline.unet, settings.lora, settings.output, engine)
+    start_from(pipeline.unet, settings.lora, settings.output, engine)
     player, drawer = make_player(pipeline, settings, engine)
     log = Log(settings, engine)
-    run = Run(corpus, rounds, engine, settings.output, log)
+    run = Run(corpus, rounds, engine, settings.output, log, process=process_of(pipeline))
     with player.attached():
         if settings.method == "spin":
             opponent = make_opponent(pipeline, drawer, text, settings, engine.device)
@@ -218,7 +228,8 @@ def run_generate(settings: GenerateSettings) -> None:
         print(report.text())
     opponent = make_opponent(pipeline, pipeline.unet, text, settings, engine.device)
     rounds = TrainSettings.model_construct(seed=settings.seed)
-    run = Run(corpus, rounds.rounds_settings(), engine, settings.output, print_pictures(engine))
+    told = print_pictures(engine)
+    run = Run(corpus, rounds.rounds_settings(), engine, settings.output, told, process=process_of(pipeline))
     generate(opponent, weights_hash(pipeline.unet.state_dict()), run, 1)
 
 
@@ -276,20 +287,51 @@ def stopped_round(run: Path, number: int) -> dict[str, torch.Tensor] | None:
 
 def merge(unet, state: dict[str, torch.Tensor]) -> None:
     """Adds a LoRA of this package to the U-Net's weights for good."""
-    prefix, end = "diffusion_model.", ".lora_down.weight"
     with torch.no_grad():
-        for stem in [key.removesuffix(end) for key in state if key.endswith(end)]:
-            up, down, alpha = (state[f"{stem}.{part}"] for part in ("lora_up.weight", "lora_down.weight", "alpha"))
-            weight = unet.get_submodule(stem.removeprefix(prefix)).weight
-            weight += lora_delta(up, down, float(alpha) / len(down)).to(weight)
+        for stem, up, down in lora_pairs(state):
+            weight, alpha = unet.get_submodule(stem).weight, float(state[f"diffusion_model.{stem}.alpha"])
+            weight += lora_delta(up, down, alpha / len(down)).to(weight)
 
 
-def start_from(unet, path: Path, output: Path, engine) -> None:
-    """The LoRA merged into the U-Net before training. It is kept in the run's folder, where convert puts it to the rest."""
-    lora = plain_lora(load_file(path), find_layers(unet, "."), path.name)
-    if engine.is_main_process:
+def start_from(unet, path: Path | None, output: Path, engine) -> None:
+    """The LoRA merged into the U-Net before training. A run that begins keeps it in its folder, where convert puts it to the rest.
+
+    Raises: ValueError where the file is no LoRA of this model.
+    """
+    lora = None if path is None else read_lora(path, unet)
+    if lora is not None:
+        merge(unet, {key: tensor.to(engine.device) for key, tensor in lora.items()})
+    if not engine.is_main_process or any(output.glob("round-*")):
+        return
+    if lora is None:
+        (output / START).unlink(missing_ok=True)
+    else:
         save_tensors(output / START, lora, {"format": "pt"})
-    merge(unet, {key: tensor.to(engine.device) for key, tensor in lora.items()})
+
+
+def read_lora(path: Path, unet) -> dict[str, torch.Tensor]:
+    """A plain LoRA on the U-Net's layers."""
+    check_file(path, LIMITS.weights_bytes)
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'"{path.name}" is no whole safetensors file ({error}): take another LoRA') from error
+    lora = plain_lora(state, find_layers(unet, "."), path.name)
+    for stem, up, down in lora_pairs(lora):
+        weight = unet.get_submodule(stem).weight
+        if (len(up), down[0].numel()) != (len(weight), weight[0].numel()):
+            raise ValueError(
+                f'"{path.name}" is of another model: its {stem} changes weights of {len(up)} x {down[0].numel()}, and here they '
+                f"are {len(weight)} x {weight[0].numel()}"
+            )
+    return lora
+
+
+def lora_pairs(state: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """(layer, up, down) of a LoRA of this package."""
+    prefix, end = "diffusion_model.", ".lora_down.weight"
+    for stem in [key.removesuffix(end) for key in state if key.endswith(end)]:
+        yield stem.removeprefix(prefix), state[f"{stem}.lora_up.weight"], state[f"{stem}{end}"]
 
 
 RUNS = {"train": run_train, "generate": run_generate, "convert": run_convert}

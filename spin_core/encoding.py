@@ -95,12 +95,13 @@ def encode_dataset(
     take: Take = "pictures",
     on_picture: Callable[[int], None] = lambda done: None,
     seed: int = 0,
+    text_hash: str = "",
 ) -> Corpus:
     """Reads the data set once, as a stream. Pictures that do not decode are named in the report and left out.
 
     take: pictures (of a pair the preferred one, and none with its thumb down); preference pairs alone, with both pictures; or
     pictures with their thumbs.
-    seed: of the run; draws one caption where a picture has several.
+    seed: of the run; draws one caption where a picture has several. text_hash: of what reads them.
     """
     encoded = Encoded()
     for number, sample in enumerate(dataset.samples(report)):
@@ -117,7 +118,9 @@ def encode_dataset(
         encoded = encoded.balanced()
         thumbs = {"liked": encoded.liked}
     rejected = (lambda i: encoder.latent(encoded.rejected[i])) if take == "pairs" else None
-    fingerprint = store_key(prompts=encoded.prompts, real=encoded.real, rejected=encoded.rejected, **thumbs)
+    fingerprint = store_key(
+        prompts=encoded.prompts, real=encoded.real, rejected=encoded.rejected, text=text_hash, **thumbs
+    )
     return Corpus(
         encoded.prompts,
         encoded.shapes,
@@ -125,6 +128,7 @@ def encode_dataset(
         context,
         rejected,
         fingerprint,
+        text_hash,
         encoded.liked.__getitem__ if take == "thumbs" else None,
     )
 

@@ -142,8 +142,10 @@ class Game:
 
 @dataclass(frozen=True)
 class Run:
-    """What all rounds of a run share. earlier: folders of runs that it may go on from, where a round is the same.
+    """What all rounds of a run share.
 
+    sampler: the opponent's, where its pictures are learnt from. process: hash of what the model predicts, and of its noise.
+    earlier: folders of runs that it may go on from, where a round is the same.
     held_out: scores what the player draws as it learns. keep_best: a round comes to its best step, and not to its last one:
     to what it began with, where that is scored and no step is better.
     """
@@ -156,6 +158,8 @@ class Run:
     return_on: tuple[type[BaseException], ...] = ()
     pictures: Path | None = None
     method: str = "spin"
+    sampler: dict | None = None
+    process: str = ""
     earlier: tuple[Path, ...] = ()
     held_out: HeldOut | None = None
     keep_best: bool = False
@@ -180,6 +184,8 @@ def play(player: Player, opponent: Opponent, run: Run, rounds: int) -> Game:
     make_step = partial(trajectory_step, opponent.sampler["steps"]) if along else pair_step
     if along:
         run = replace(run, method=f"{run.method} along {opponent.sampler['steps']} steps")
+    else:
+        run = replace(run, sampler=opponent.sampler)
     game = Game()
     for number in range(1, rounds + 1):
         opponent_hash = player.opponent_hash()
@@ -259,7 +265,8 @@ def sft_step(player: Player, run: Run, number: int) -> SftStep:
 
 def generate(opponent: Opponent, opponent_hash: str, run: Run, number: int) -> Callable[[int], Tensor]:
     """Has the opponent draw a picture for every sample's prompt. Returns the latent of sample i."""
-    pictures = Pictures(TensorStore(run.picture_folder), opponent_hash, opponent.sampler)
+    sampler = {**opponent.sampler, "text": run.corpus.text_hash, "process": run.process}
+    pictures = Pictures(TensorStore(run.picture_folder), opponent_hash, sampler)
     orders = [
         Order(prompt, picture_seed(run.settings.seed, number, i), tuple(shape))
         for i, (prompt, shape) in enumerate(zip(run.corpus.prompts, run.corpus.shapes, strict=True))
@@ -306,6 +313,7 @@ def learn(player: Player, run: Run, number: int, make_step, other, opponent_hash
             run.return_on,
             run.held_out,
         )
+        run.engine.free_memory()  # the next round has an optimiser of its own
         if player.opponent_hash() != opponent_hash:
             raise RuntimeError(
                 "Train again without nodes that change the model meanwhile.\n"
@@ -365,17 +373,21 @@ def identity(player: Player, run: Run, number: int, opponent_hash: str) -> dict:
     for free in ("checkpoint_every", "low_memory"):  # change how a run is done, and not what it comes to
         del settings[free]
     scored = {"held_out": run.held_out.made_from} if run.held_out else {}
+    drawn = {"sampler": run.sampler} if run.sampler else {}
     return {
         **settings,
         **per_round,
         **scored,
+        **drawn,
         "method": run.method,
         "player": player.kind,
         "round": number,
         "opponent": opponent_hash,
         "samples": len(run.corpus),
         "data": run.corpus.fingerprint,
+        "process": run.process,
         "accumulation": run.engine.gradient_accumulation_steps,
+        "precision": run.engine.mixed_precision,
     }
 
 

@@ -78,7 +78,7 @@ class ModelSettings(PipelineSettings):
         description="Pictures are scaled to about resolution x resolution pixels, in aspect-ratio buckets.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Of noise, timesteps, order and the opponent's pictures.")
-    sampling_steps: int = Field(50, ge=1, le=1000, description="Sampling steps of the opponent (DDIM, eta 0).")
+    sampling_steps: int = Field(50, ge=1, le=999, description="Sampling steps of the opponent (DDIM, eta 0).")
     cfg: float = Field(
         7.5, ge=1, le=100, description="Guidance of the opponent; 1 is what the theory has, and twice as fast."
     )
@@ -178,6 +178,24 @@ class TrainSettings(ModelSettings):
         )
 
 
+OF_PAIRS = ("low_memory", "margin_clamp", "safeguard", "sft_weight")
+
+
+def check_idle(settings: TrainSettings, flags: set[str]) -> None:
+    """ValueError for a flag that would do nothing. Lines of a settings file, which may be for several methods, are let be."""
+    stepwise = settings.loss in ("pair", "seppo") and settings.method != "kto"
+    idle = {
+        "--train lora": settings.train != "lora" and ("rank", "lora_layers"),
+        "--method spin": settings.method != "spin" and ("rounds",),
+        "a method with pairs": settings.method == "sft" and OF_PAIRS,
+        "pairs that are learnt step by step": not stepwise and ("margin_clamp", "safeguard"),
+        "a loss that is learnt step by step": settings.loss == "trajectory" and ("sft_weight",),
+    }
+    for partner, names in idle.items():
+        if stray := next((name for name in names or () if name in flags), None):
+            raise ValueError(f"--{stray.replace('_', '-')} goes with {partner} alone: leave it out")
+
+
 class GenerateSettings(ModelSettings):
     """Draws the first opponent's pictures alone, for instance on other machines than those that train."""
 
@@ -214,8 +232,9 @@ def parse(command: str, arguments: list[str]) -> FileSettings:
         settings_file: ClassVar[str | None] = config
 
     Parsed.__doc__ = COMMANDS[command].__doc__
+    flags = {name.removeprefix("--").partition("=")[0].replace("-", "_") for name in arguments if name.startswith("--")}
     try:
-        return CliApp.run(Parsed, cli_args=arguments, cli_exit_on_error=True)
+        found = CliApp.run(Parsed, cli_args=arguments, cli_exit_on_error=True)
     except ValidationError as error:
         raise ValueError("; ".join(map(told, error.errors()))) from error
     except SettingsError as error:  # of a list, whose flag it names
@@ -223,6 +242,9 @@ def parse(command: str, arguments: list[str]) -> FileSettings:
         raise ValueError(
             f"--{flag} is no list of numbers: write them with a point, as 0.0001, and a comma between two rounds"
         ) from error
+    if command == "train":
+        check_idle(found, flags)
+    return found
 
 
 def told(error) -> str:

@@ -53,6 +53,11 @@ class TrajectoryStep:
                 "Choose SPIN as the loss in SPIN Options.\n"
                 "A trajectory has a probability where its steps draw noise, and a flow model's draw none."
             )
+        if self.steps >= (timesteps := len(self.policy.schedule)):
+            raise ValueError(
+                f"Set the opponent's steps to {timesteps - 1} at most.\n"
+                f"They are {self.steps}, and a trajectory's steps lie between the schedule's {timesteps} timesteps."
+            )
 
     def __call__(self, batch: PairBatch, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -74,12 +79,13 @@ class TrajectoryStep:
         steps = list(zip(*leading_timesteps(self.steps, len(abar)), strict=True))
         first = steps[0][0].expand(pairs)
         x_t = torch.cat([self.policy.schedule.q_sample(batch.real, batch.noise_real, first), batch.noise_other])
+        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
         for now, before in steps:
             t, prev_t = now.expand(2 * pairs), before.expand(2 * pairs)
             found = [noise_in(model, x_t, t, context) for model in (self.policy, self.reference)]
             policy, reference = (ddim_mean(abar, x_t, eps, t, prev_t, ETA) for eps in found)
             mean = torch.cat([self._towards(batch.real, x_t[:pairs], t[:pairs], prev_t[:pairs]), reference[pairs:]])
-            x_prev = mean + ddim_sigma(abar, now, before, ETA).to(x_t) * self._noise(x_t)
+            x_prev = mean + ddim_sigma(abar, now, before, ETA).to(x_t) * self._noise(x_t, generators)
             h_t = float(ddim_noise_coefficient(abar, now, before, ETA))
             errors = torch.stack([squared_distance(mu, x_prev).view(2, pairs) for mu in (policy, reference)])
             drift = (found[0] - found[1]).square().mean()
@@ -91,11 +97,13 @@ class TrajectoryStep:
         alpha, sigma = self.policy.schedule.at(t, x0)
         return ddim_mean(self.policy.schedule.alpha**2, x_t, (x_t - alpha * x0) / sigma, t, prev_t, ETA)
 
-    def _noise(self, x_t: Tensor) -> Tensor:
-        """z for all 2B, from the loop's own random state, which a resumed run takes up."""
-        half = (len(x_t) // 2, *x_t.shape[1:])
-        z = torch.randn(half)
-        return torch.cat([z, z if self.share_noise else torch.randn(half)]).to(x_t)
+    def _noise(self, x_t: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """z for all 2B, each pair's by its own chance."""
+        z = torch.stack([torch.randn(x_t.shape[1:], generator=generator) for generator in generators])
+        if self.share_noise:
+            return torch.cat([z, z]).to(x_t)
+        other = torch.stack([torch.randn(x_t.shape[1:], generator=generator) for generator in generators])
+        return torch.cat([z, other]).to(x_t)
 
     def _learn(self, step: Walked, context: Context, weight: Tensor, backward: Callable[[Tensor], None]) -> None:
         """One step's part of the gradient: weight·(error on real - error on generated), summed over the pairs. weight: [B]."""

@@ -21,6 +21,7 @@ class Engine(Protocol):
 
     device: torch.device
     mixed_precision: str
+    scaler: torch.amp.GradScaler | None
     gradient_accumulation_steps: int
     sync_gradients: bool
     is_main_process: bool
@@ -36,6 +37,7 @@ class Engine(Protocol):
     def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor: ...
     def unwrap_model(self, model: nn.Module) -> nn.Module: ...
     def wait_for_everyone(self) -> None: ...
+    def free_memory(self) -> None: ...
 
 
 class LocalEngine:
@@ -55,9 +57,13 @@ class LocalEngine:
         self.mixed_precision = mixed_precision
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.sync_gradients = True
+        self.free_memory()
+
+    def free_memory(self) -> None:
+        """Forgets what was prepared, and with it the loss scale: the next training begins as the first."""
         self._micro_steps = 0
         # float16 gradients underflow: scale the loss up, and the gradients down again before they are used
-        self._scaler = torch.amp.GradScaler(self.device.type) if mixed_precision == "fp16" else None
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.mixed_precision == "fp16" else None
         self._optimizers: list[Optimizer] = []
 
     def prepare(self, *args):
@@ -66,9 +72,9 @@ class LocalEngine:
         return prepared if len(prepared) > 1 else prepared[0]
 
     def _prepare_one(self, arg):
-        if isinstance(arg, Optimizer) and self._scaler is not None:
+        if isinstance(arg, Optimizer) and self.scaler is not None:
             self._optimizers.append(arg)
-            return ScaledOptimizer(arg, self._scaler)
+            return ScaledOptimizer(arg, self.scaler)
         return arg
 
     @contextmanager
@@ -85,12 +91,12 @@ class LocalEngine:
 
     def backward(self, loss: Tensor) -> None:
         loss = loss / self.gradient_accumulation_steps
-        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def clip_grad_norm_(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         """Norm of all gradients together, before clipping; under fp16 they are unscaled first."""
         for optimizer in self._optimizers:
-            self._scaler.unscale_(optimizer)
+            self.scaler.unscale_(optimizer)
         return nn.utils.clip_grad_norm_(parameters, max_norm)
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -130,9 +136,7 @@ class ScaledOptimizer:
         self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict:
-        return {**self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        state = dict(state)
-        self.scaler.load_state_dict(state.pop("scaler"))
         self.optimizer.load_state_dict(state)

@@ -133,7 +133,7 @@ def train(
                 restore_random_states(run.states, engine.device)  # a preview's draws must not change the run
         run.save()
     except BaseException as stop:  # an interrupt in ComfyUI is no Exception
-        run.save_last_whole_step()
+        run.save_last_whole_step(stop)
         if not isinstance(stop, return_on):
             raise
         run.training.stopped_by = stop
@@ -284,14 +284,16 @@ class Run:
             )
         load_trained(self.weights, state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.engine.scaler is not None:
+            self.engine.scaler.load_state_dict(state["scaler"])
         lay_out_optimizer_state(self.optimizer)
         self.training.step = self.saved_step = state["step"]
         self.training.history = [StepReport(**report) for report in state["history"]]
         self.states = state["random"]
         restore_random_states(self.states, self.engine.device)
 
-    def save(self) -> None:
-        """Writes the checkpoint of the last whole step, once."""
+    def save(self, wait: bool = True) -> None:
+        """Writes the checkpoint of the last whole step, once. wait: until all processes are done with theirs."""
         if self.checkpoints is None or self.saved_step == self.training.step:
             return
         if not self._weights_are_finite():
@@ -303,18 +305,24 @@ class Run:
         if self.engine.is_main_process:
             history = [asdict(report) for report in self.training.history]
             state = {"weights": weights, "optimizer": optimizer, "history": history, "random": self.states}
+            if self.engine.scaler is not None:
+                state["scaler"] = self.engine.scaler.state_dict()
             self.checkpoints.save(self.training.step, state, spared=best_step(self.training.history))
-        self.engine.wait_for_everyone()
+        if wait:
+            self.engine.wait_for_everyone()
         self.saved_step = self.training.step
 
-    def save_last_whole_step(self) -> None:
+    def save_last_whole_step(self, stop: BaseException) -> None:
         """After a stop: half-gathered gradients go, what was learnt stays.
 
-        A stop inside the optimiser leaves the file before it.
+        A stop inside the optimiser leaves the file before it. So does an error where weights are sharded: it may be this
+        process's alone, and the others would have to put theirs together with it. Nobody is waited for, lest the error be
+        never told.
         """
         self.optimizer.zero_grad()
-        if self.weights_are_whole and self.training.step > 0 and self._weights_are_finite():
-            self.save()
+        alone = isinstance(stop, Exception) and any(map(is_sharded, self.weights.values()))
+        if self.weights_are_whole and self.training.step > 0 and not alone and self._weights_are_finite():
+            self.save(wait=False)
 
     def _weights_are_finite(self) -> bool:
         return all([bool(whole(torch.isfinite(weight).all())) for weight in self.weights.values()])

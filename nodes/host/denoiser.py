@@ -1,5 +1,6 @@
 """A ComfyUI MODEL as a train_core Denoiser, and its conditioning as tensors."""
 
+import json
 from collections.abc import Sequence
 
 import comfy.model_patcher
@@ -8,7 +9,8 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from ...train_core import Context, NoiseSchedule, Prediction, cat_contexts
+from ...train_core import Context, NoiseSchedule, Prediction, cat_contexts, weights_hash
+from .frozen import described
 
 # By exact class: a subclass in the host predicts something else than its parent (X0, LCM and EDM descend from EPS).
 PREDICTIONS: dict[type, Prediction] = {
@@ -72,8 +74,16 @@ class ModelDenoiser:
         self.prediction = prediction_of(self.sampling)
         self.schedule = schedule_of(self.sampling)
         self.dtype = patcher.get_model_object("manual_cast_dtype") or self.model.get_dtype()
+        changed = {name: patch for name, patch in patcher.model_options.items() if name.startswith("sampler_")}
+        self.guidance = json.dumps(described(sorted(changed.items())))
         options = patcher.model_options.get("transformer_options", {})
         self.transformer_options = {**options, "optimized_attention_override": graded_attention}
+
+    @property
+    def process(self) -> str:
+        """Hash of what the model predicts, of its noise schedule, of the timesteps that it is told, and of its guidance."""
+        told = self.timestep(torch.arange(len(self.schedule)))
+        return weights_hash({self.prediction: self.schedule.sigma, self.guidance: told.cpu()})
 
     def predict(self, x_t: Tensor, t: Tensor, context: list[dict]) -> Tensor:
         """x_t: [B, C, H, W], or [B, C, T, H, W] in families with frames; context: one for each row."""

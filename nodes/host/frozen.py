@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
+from types import FunctionType
 from typing import Any
 
 import comfy.model_management
@@ -45,9 +46,12 @@ def load_frozen(patchers: list, memory: int = 0) -> None:
         comfy.model_management.load_models_gpu(patchers, memory_required=memory)
 
 
-def patched_hash(patcher: comfy.model_patcher.ModelPatcher) -> str:
-    """weights_hash of the diffusion model as the user's file has it, and of the LoRAs on it, loaded or not."""
-    network, prefix = patcher.model.diffusion_model, "diffusion_model."
+def patched_hash(patcher: comfy.model_patcher.ModelPatcher, part: str = "diffusion_model") -> str:
+    """weights_hash of the diffusion model as the user's file has it, and of the LoRAs on it, loaded or not.
+
+    part: of the patcher's model; "" is all of it, as of a text encoder.
+    """
+    network, prefix = patcher.model.get_submodule(part), part and f"{part}."
     with torch.inference_mode():
         merged = {
             name: patcher.backup[prefix + name].weight
@@ -62,13 +66,15 @@ def patched_hash(patcher: comfy.model_patcher.ModelPatcher) -> str:
 
 
 def described(patch) -> Any:
-    """A patch of the host (tensors, numbers, adapters in tuples and lists) as JSON values that are equal where it is."""
+    """A patch of the host (tensors, numbers, adapters, functions in tuples and lists) as JSON values that are equal where it is."""
     if isinstance(patch, Tensor):
         return weights_hash({"": patch})
     if isinstance(patch, list | tuple):
         return [described(part) for part in patch]
     if hasattr(patch, "weights"):  # the host's WeightAdapter
         return [patch.name, described(patch.weights)]
+    if isinstance(patch, FunctionType):  # with what it was made with, such as RescaleCFG's multiplier
+        return [patch.__module__, patch.__qualname__, [repr(cell.cell_contents) for cell in patch.__closure__ or ()]]
     return getattr(patch, "__qualname__", repr(patch))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...spin_core.encoding import Encoder
 from ...spin_core.store import TensorStore, store_key
 from ..host.copies import as_a_node, model_hash
+from ..host.frozen import patched_hash
 from ..host.pictures import strip, to_image, to_pictures
 from ..host.sampling import Sampling, sample_latents
 
@@ -28,9 +29,18 @@ class Captions:
 
     def __init__(self, clip: comfy.sd.CLIP, store: TensorStore):
         self.clip, self.store = clip, store
-        self.model_hash = model_hash(clip.cond_stage_model)
-        self.patches = str(clip.patcher.patches_uuid) if clip.patcher.patches else ""
+        self.made_from = {
+            "clip": patched_hash(clip.patcher, ""),
+            "kind": kind_of(clip),
+            "layer": clip.layer_idx,
+            "options": clip.tokenizer_options,
+        }
         self.seen: dict[str, list] = {}
+
+    @property
+    def text_hash(self) -> str:
+        """Of the text encoder, its LoRAs and its settings."""
+        return store_key(**self.made_from)
 
     def conditioning(self, prompt: str) -> list:
         """CONDITIONING of one prompt."""
@@ -39,7 +49,7 @@ class Captions:
         return self.seen[prompt]
 
     def _kept(self, prompt: str) -> list:
-        made_from = {"prompt": prompt, "clip": self.model_hash, "patches": self.patches, "layer": self.clip.layer_idx}
+        made_from = {"prompt": prompt, **self.made_from}
         key = store_key(**made_from)
         if self.store.get(key) is None:
             with torch.inference_mode():  # as the executor runs nodes: see copies.as_a_node
@@ -66,6 +76,15 @@ class Captions:
         for place, prompt in enumerate(prompts):
             parts.setdefault(batch_kind(self.conditioning(prompt)[0], place), []).append(place)
         return [(places, joined([self.conditioning(prompts[i])[0] for i in places])) for places in parts.values()]
+
+
+def kind_of(clip: comfy.sd.CLIP) -> list[str]:
+    """What reads the captions, and how: two families may have one text encoder, with other templates and layers."""
+    return [
+        f"{kind.__module__}.{kind.__qualname__}"
+        for part in (clip.cond_stage_model, clip.tokenizer)
+        for kind in type(part).__mro__
+    ]
 
 
 def batch_kind(row: list, apart: Hashable) -> tuple:

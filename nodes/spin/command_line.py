@@ -16,7 +16,7 @@ from ...spin_core.game import Game, Opponent, Run, generate, play, train_baselin
 from ...spin_core.settings import GenerateSettings, ModelSettings, TrainSettings
 from ...spin_core.store import TensorStore
 from ..host.copies import training_mode
-from ..host.denoiser import alike
+from ..host.denoiser import ModelDenoiser, alike
 from ..host.options import TrainingOptions
 from ..host.sharded import ShardedPatcher
 from .asked import TrainingRun
@@ -48,7 +48,8 @@ def run_train(settings: TrainSettings) -> None:
         stack.enter_context(trainee.ready)
         stack.enter_context(trainee.player.attached())
         parent = trainee.player.opponent_hash()
-        run = Run(corpus, asked.settings, engine, settings.output, Log(settings, engine))
+        process = trainee.player.policy.process
+        run = Run(corpus, asked.settings, engine, settings.output, Log(settings, engine), process=process)
         game = played(trainee, captions, run, asked)
         lora, weights = learnt(trainee.player, asked)
         metrics = metrics_of(game, asked, parent, settings.output)
@@ -101,9 +102,9 @@ def run_generate(settings: GenerateSettings) -> None:
         patcher, opponent_hash = first_opponent(model, asked)
         sample = host_sampler(patcher, captions, asked.opponent)
         opponent = Opponent(sample, asked.made_from()["opponent"], asked.opponent.batch, kind=captions.kind)
-        generate(
-            opponent, opponent_hash, Run(corpus, asked.settings, engine, settings.output, print_pictures(engine)), 1
-        )
+        told, process = print_pictures(engine), ModelDenoiser(patcher).process
+        run = Run(corpus, asked.settings, engine, settings.output, told, process=process)
+        generate(opponent, opponent_hash, run, 1)
 
 
 def save(model, trained: Trained, folder: Path) -> None:

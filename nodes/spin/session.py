@@ -30,6 +30,7 @@ from .checkpoints import FOLDER, STOPPED, file_metadata
 from .room import rehearsed
 from .trainee import LoRATrainee, Trainee, make_trainee
 
+TOLD_EVERY = 10  # pictures or captions that are encoded
 SHOWN = 4  # pictures of the opponent that are shown of those drawn at once, and
 PREVIEWED = 2  # captions that are previewed, where nothing else was asked for
 INTERRUPTS = (comfy.model_management.InterruptProcessingException,)
@@ -78,7 +79,7 @@ def train(
     with training_mode(), ExitStack() as stack:
         trainee = make_trainee(model, asked)
         captions, report = Captions(clip, TensorStore(home() / "cache")), Report()
-        corpus = make_corpus(model.model, captions, vae, dataset, asked, report)
+        corpus = make_corpus(model.model, captions, vae, dataset, asked, report, say)
         stack.enter_context(trainee.ready)
         stack.enter_context(trainee.player.attached())
         sample = host_sampler(trainee.patcher, captions, asked.opponent)
@@ -87,7 +88,7 @@ def train(
         parent = trainee.player.opponent_hash()
         made_from = {**asked.scored, "drawn": asked.made_from()["opponent"]}
         held_out = previews.held_out(asked.options, made_from, from_start=True)
-        run = make_run(corpus, asked, trainee.patcher.load_device, shown_by(watch), parent, held_out)
+        run = make_run(corpus, asked, trainee, shown_by(watch), parent, held_out)
         if isinstance(trainee, LoRATrainee):
             watch.note = rehearsed(trainee, run, asked, short_drawing(trainee, captions, vae, asked))
         draw = watched(sample, watch, asked.opponent.steps, vae, trainee)
@@ -104,18 +105,35 @@ def train(
         return trained
 
 
-def make_corpus(model, captions: Captions, vae, dataset, asked: TrainingRun, report: Report) -> Corpus:
-    """All pictures and captions encoded, so that neither encoder moves the model while it is trained."""
+def make_corpus(
+    model,
+    captions: Captions,
+    vae,
+    dataset,
+    asked: TrainingRun,
+    report: Report,
+    say: Callable[[str], None] | None = None,
+) -> Corpus:
+    """All pictures and captions encoded, so that neither encoder moves the model while it is trained. say: what is done."""
+
+    def on_done(done: int, what: str) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if say is not None and done % TOLD_EVERY == 1:
+            say(f"Encoding {what} {done}.")
+
     corpus = encode_dataset(
         dataset,
         picture_encoder(vae, model, captions.store, asked.resolution),
         lambda prompts, shape: [context_of(model, captions.conditioning(p), shape) for p in prompts],
         report,
         take=taken_by(asked.method, dataset),
-        on_picture=lambda done: comfy.model_management.throw_exception_if_processing_interrupted(),
+        on_picture=lambda done: on_done(done, "picture"),
         seed=asked.settings.seed,
+        text_hash=captions.text_hash,
     )
-    for prompt in {"", asked.opponent.negative, *corpus.prompts, *asked.preview_prompts}:
+    prompts = dict.fromkeys(["", asked.opponent.negative, *corpus.prompts, *asked.preview_prompts])
+    for number, prompt in enumerate(prompts, start=1):
+        on_done(number, f"caption (of {len(prompts)})")
         captions.conditioning(prompt)
     return corpus
 
@@ -161,10 +179,14 @@ def watched(sample: Callable[..., Tensor], watch: Watch, steps: int, vae, traine
     return draw
 
 
-def make_run(corpus, asked: TrainingRun, device, on_progress: OnProgress, parent: str, held_out: HeldOut | None) -> Run:
+def make_run(
+    corpus, asked: TrainingRun, trainee: Trainee, on_progress: OnProgress, parent: str, held_out: HeldOut | None
+) -> Run:
     """A run's folder is named after all that it comes from: the same again goes on, anything else starts anew."""
-    name = run_name(asked.name, {**asked.made_from(), "parent": parent, "data": corpus.fingerprint})
-    engine = LocalEngine(device, asked.options.precision, asked.options.accumulation)
+    process = trainee.player.policy.process
+    made_from = {**asked.made_from(), "parent": parent, "data": corpus.fingerprint, "process": process}
+    name = run_name(asked.name, made_from)
+    engine = LocalEngine(trainee.patcher.load_device, asked.options.precision, asked.options.accumulation)
     folder = home() / "runs" / name
     others = tuple(other for other in folder.parent.glob(f"{name.rpartition('-')[0]}-*") if other != folder)
     return Run(
@@ -175,6 +197,7 @@ def make_run(corpus, asked: TrainingRun, device, on_progress: OnProgress, parent
         on_progress,
         INTERRUPTS,
         home() / "pictures",
+        process=process,
         earlier=others,
         held_out=held_out,
         keep_best=asked.keeps_best,

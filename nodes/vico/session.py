@@ -261,7 +261,8 @@ def identity_of(session: Session, vae, pictures, asked: TrainingRun) -> dict:
         del fixed["steps"]
     return {
         "model": patched_hash(session.patcher),
-        "text encoder": model_hash(session.text.patcher.model),
+        "process": session.streams.denoiser.process,
+        "text encoder": patched_hash(session.text.patcher, ""),
         "layer": session.text.layer_idx,
         "vae": model_hash(vae.first_stage_model),
         "photos": pictures_hash(pictures),

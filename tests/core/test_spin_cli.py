@@ -181,10 +181,42 @@ def test_a_run_starts_from_a_lora_and_its_conversion_holds_both(train, model, tm
     assert not torch.equal(first[f"{layer}.weight"], base[f"{layer}.weight"])
     assert train("--train", "full", *start, output="full") == 0
     assert train(*lora, output="second") == 1 and "belongs to another run" in capsys.readouterr().err
+    assert train(*lora, "--lora", str(tmp_path / "second as lora"), output="second") == 1
+    assert all(torch.equal(t, stacked[n]) for n, t in converted(tmp_path, model, "second", "lora").items())
     odd = {"lora_unet_nothing.lora_up.weight": torch.zeros(1)}
     save_file(odd, tmp_path / "odd.safetensors")
     assert train("--lora", str(tmp_path / "odd.safetensors"), output="odd") == 1
     assert '"odd.safetensors" is of another' in capsys.readouterr().err
+
+
+def test_a_lora_that_a_run_began_without_is_not_converted(train, model, tmp_path, monkeypatch):
+    """Stopped before its first step and begun again without --lora, it kept the file of its first beginning."""
+    lora = ["--train", "lora", "--rank", "2"]
+    assert train(*lora, output="first") == 0
+    converted(tmp_path, model, "first", "lora")
+
+    def stop(log, progress):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vico_spin.spin_core.cli.Log.__call__", stop)
+        train(*lora, "--lora", str(tmp_path / "first as lora"), output="again")
+    assert train(*lora, output="again") == 0
+    ranks = {len(t) for n, t in converted(tmp_path, model, "again", "lora").items() if n.endswith("lora_down.weight")}
+    assert ranks == {2}
+
+
+def test_a_lora_of_another_width_and_a_damaged_one_are_said(train, model, tmp_path, capsys):
+    assert train("--train", "lora", "--rank", "2", output="first") == 0
+    narrow = {
+        name: tensor[:, :-1] if name.endswith("lora_down.weight") else tensor
+        for name, tensor in converted(tmp_path, model, "first", "lora").items()
+    }
+    save_file({name: tensor.contiguous() for name, tensor in narrow.items()}, tmp_path / "narrow.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"no weights at all")
+    for name, sentence in {"narrow": "is of another model", "damaged": "is no whole safetensors file"}.items():
+        assert train("--lora", str(tmp_path / f"{name}.safetensors"), output=name) == 1
+        assert f'"{name}.safetensors" {sentence}' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -306,6 +338,12 @@ def test_every_number_has_its_bounds_and_is_said_before_a_model_is_read(capsys, 
     assert sentence in capsys.readouterr().err
 
 
+def test_a_recipe_of_several_methods_is_read_for_one(tmp_path):
+    (tmp_path / "a.toml").write_text("rounds = 3\nbeta = [10.0]\nrank = 8\n")
+    fixed = ["--config", str(tmp_path / "a.toml"), "--model", "m", "--data", "d", "--output", "o"]
+    assert parse("train", [*fixed, "--method", "sft"]).method == "sft"
+
+
 def test_a_rate_that_is_very_high_is_warned_of(caplog):
     RoundSettings(lr=(0.2,))
     assert "the learning rate 0.2 is very high" in caplog.text
@@ -393,7 +431,12 @@ OF_A_PIPELINE = ("--model", "m", "--data", "d", "--output", "o")
         ((*OF_A_FILE, "--comfyui", ".", "--hub"), "--hub goes with --model alone"),
         ((*OF_A_PIPELINE, "--comfyui", "."), "--comfyui goes with --checkpoint alone"),
         ((*OF_A_PIPELINE, "--text-encoder", "t"), "--text-encoder goes with --checkpoint alone"),
-        ((*OF_A_PIPELINE, "--method", "kto", "--margin-clamp", "5"), "Set margin_clamp to 0 and safeguard to -1"),
+        ((*OF_A_PIPELINE, "--rank", "32"), "--rank goes with --train lora alone"),
+        ((*OF_A_PIPELINE, "--method", "sft", "--rounds", "3"), "--rounds goes with --method spin alone"),
+        ((*OF_A_PIPELINE, "--method", "sft", "--safeguard", "0.5"), "--safeguard goes with a method with pairs alone"),
+        ((*OF_A_PIPELINE, "--method", "kto", "--margin-clamp=5"), "--margin-clamp goes with pairs that are learnt"),
+        ((*OF_A_PIPELINE, "--loss", "trajectory", "--safeguard", "0"), "--safeguard goes with pairs that are learnt"),
+        ((*OF_A_PIPELINE, "--loss", "trajectory", "--sft-weight", "1"), "--sft-weight goes with a loss that is learnt"),
         ((*OF_A_PIPELINE, "--method", "dpo", "--loss", "seppo"), "--loss goes with --method spin alone"),
         ((*OF_A_FILE, "--comfyui=nowhere"), '"nowhere" is no folder of ComfyUI'),
     ],

@@ -646,3 +646,46 @@ def test_kill_9_in_any_phase_then_resume_gives_the_same_bits(tmp_path, until, sc
     assert [r.metrics for t in found.rounds for r in t.history] == [
         r.metrics for t in expected.rounds for r in t.history
     ]
+
+
+@pytest.mark.parametrize("change", ["sampler", "precision", "text", "process"])
+def test_what_the_opponent_draws_with_makes_another_run(tmp_path, change):
+    """The finished run of the other opponent, or of the other precision, came out."""
+
+    def run_with(folder, changed, earlier=()):
+        calls, player = [], lora_player(unet())
+        is_changed = changed and change
+        data = replace(corpus(), text_hash=str(is_changed == "text"), fingerprint=str(is_changed == "text"))
+        engine = LocalEngine(mixed_precision="bf16" if is_changed == "precision" else "no")
+        run = Run(data, settings(), engine, folder, earlier=tuple(earlier), process=str(is_changed == "process"))
+        sampler = {"steps": 4, "cfg": 1.0 if is_changed == "sampler" else 7.5}
+        with player.attached():
+            play(
+                player,
+                Opponent(sampler_of(player.policy, calls), sampler, batch_size=2),
+                replace(run, pictures=tmp_path),
+                1,
+            )
+        return player.opponent_hash(), len(calls)
+
+    _, drawn = run_with(tmp_path / "a", False)
+    assert drawn == 4 and run_with(tmp_path / "a", False)[1] == 0
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run_with(tmp_path / "a", True)
+    found = run_with(tmp_path / "b", True, [tmp_path / "a"])
+    assert found[1] == (0 if change == "precision" else drawn)
+    assert found[0] == run_with(tmp_path / "c", True)[0]
+
+
+def test_fp16_learns_in_its_second_round_as_in_a_process_of_its_own(tmp_path):
+    """The first round's optimiser unscaled the second's gradients once more."""
+    changes = {"lr": (1e-4,)}
+    whole = run_game(
+        tmp_path / "a", full_player(unet()), 2, changes=changes, engine=LocalEngine(mixed_precision="fp16")
+    )
+    run_game(tmp_path / "b", full_player(unet()), 1, changes=changes, engine=LocalEngine(mixed_precision="fp16"))
+    again = run_game(
+        tmp_path / "b", full_player(unet()), 2, changes=changes, engine=LocalEngine(mixed_precision="fp16")
+    )
+    norms, apart = ([report.grad_norm for report in game.rounds[1].history] for game in (whole, again))
+    assert norms == apart

@@ -21,7 +21,7 @@ def test_a_trajectory_of_one_step_by_hand():
     D/(h²·C·H·W) = [(0.5 − 0.1)² − 0.5²] − [0.1² − 0] = −0.09 − 0.01 = −0.1, so z = κ·β·0.1 = 2 at β = 40: loss = log(1 + e^−2).
     """
     latents, noise, t = torch.zeros(1, 4, 2, 2), torch.full((1, 4, 2, 2), 0.5), torch.zeros(1, dtype=torch.int64)
-    batch = PairBatch(latents, None, torch.zeros(1, 1), t, noise, noise)
+    batch = PairBatch(latents, None, torch.zeros(1, 1), t, noise, noise, seeds=(0,))
     found = TrajectoryStep(Constant(0.1), Constant(0.0), 40.0, 1)(batch, lambda loss: loss.backward())
     assert found["z"].item() == pytest.approx(2.0, rel=1e-3)
     assert found["loss"].item() == pytest.approx(0.126928, rel=1e-3)
@@ -40,9 +40,7 @@ def test_its_gradient_is_that_of_one_graph_of_all_steps(prediction, low_memory):
     names = ("real", "context", "noise_real", "noise_other")
     batch = PairBatch(**(vars(drawn) | {name: getattr(drawn, name).double() for name in names}))
     step = TrajectoryStep(Tiny(model, prediction), Tiny(frozen, prediction), 3.0, 5, True, low_memory)
-    torch.manual_seed(1)
     found = step(batch, lambda loss: loss.backward())
-    torch.manual_seed(1)
     with torch.no_grad():
         walked = list(step._walk(batch))
     context = torch.cat([batch.context, batch.context])
@@ -73,6 +71,29 @@ def test_a_game_of_trajectories_starts_every_round_at_ln_2_and_draws_no_pictures
     again = PLAYERS[kind](unet(), "v")
     run_game(tmp_path / "again", again, rounds=2, changes=ALONG)
     assert again.opponent_hash() == player.opponent_hash()
+
+
+def test_two_processes_draw_the_trajectories_that_one_would():
+    """All processes drew the same noise, in every round."""
+    data = corpus(4, shapes=((4, 5, 3),))
+
+    def walked(rank, ranks, seed=0):
+        order = BucketOrder(data.shapes, 4, 0)
+        batch = PairBatches(data, order, 1000, seed, torch.device("cpu"), None, True, 0.0, rank, ranks)(0)
+        model = unet()
+        with torch.no_grad():
+            steps = list(TrajectoryStep(Tiny(model), Tiny(model), 50.0, 3)._walk(batch))
+        return torch.stack([step.x_prev[: len(batch.real)] for step in steps])
+
+    one, first, second = walked(0, 1), walked(0, 2), walked(1, 2)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), one)
+    assert not torch.equal(walked(0, 1, seed=1), one), "another round's seed"
+
+
+def test_more_steps_than_lie_between_the_timesteps_are_refused():
+    TrajectoryStep(Tiny(unet()), Tiny(unet()), 50.0, 999)
+    with pytest.raises(ValueError, match="Set the opponent's steps to 999 at most"):
+        TrajectoryStep(Tiny(unet()), Tiny(unet()), 50.0, 1000)
 
 
 def test_a_player_learns_to_tell_trajectories_apart(tmp_path):

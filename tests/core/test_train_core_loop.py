@@ -213,7 +213,7 @@ def test_autocast_lowers_the_forward_and_keeps_float32_weights(precision, dtype)
 def test_fp16_resumes_with_its_loss_scale(tmp_path):
     folder = CheckpointFolder(tmp_path)
     run(make(), steps=2, engine=LocalEngine(mixed_precision="fp16"), checkpoints=folder)
-    assert read_state(folder.file(2))["optimizer"]["scaler"]["scale"] > 0
+    assert read_state(folder.file(2))["scaler"]["scale"] > 0
     assert run(make(), steps=3, engine=LocalEngine(mixed_precision="fp16"), checkpoints=folder).step == 3
 
 

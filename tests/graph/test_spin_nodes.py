@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from vico_spin.nodes.host import copies, frozen
 from vico_spin.nodes.host.training_options import TrainingOptionsNode
+from vico_spin.nodes.spin.captions import Captions
 from vico_spin.nodes.spin.checkpoints import checkpoint_names, load_state
 from vico_spin.scores.scorer import Scorer
 from vico_spin.scripts import models
 from vico_spin.spin_core.data import Dataset
+from vico_spin.spin_core.store import TensorStore
 from vico_spin.train_core import weights_hash
 
 OPTION_NAMES = [i.id for i in TrainingOptionsNode.define_schema().inputs]
@@ -85,7 +87,7 @@ def play(call, clip, vaes, dataset):
             inputs |= {**numbers, "method": {"method": method, "beta": beta} if method != "SFT" else {"method": method}}
         vae = vaes[model.model.latent_format.latent_channels]
         node = "SPINTrainBaseline" if method else "SPINTrain"
-        return call(node, model=model, clip=clip, vae=vae, dataset=data or dataset, **inputs)
+        return call(node, **{"model": model, "clip": clip, "vae": vae, "dataset": data or dataset, **inputs})
 
     return run
 
@@ -298,6 +300,59 @@ def test_the_opponent_is_seen_at_work_and_a_finished_run_says_so(play, caplog, m
         assert "Already trained: 2 of 2 steps." in caplog.text
     shown = [preview[1].size for _, _, preview in bars if preview]
     assert shown == [(128, 64)] * 3  # each two of the opponent's pictures, and the first two captions by the player
+
+
+def test_another_schedule_text_or_guidance_is_another_run(call, play, clip, caplog):
+    """What had been trained with the first came out of all of them."""
+
+    def told(model, **changes):
+        caplog.clear()
+        with caplog.at_level("DEBUG"):
+            play(model, **changes)
+        return "Already trained" in caplog.text, "Sampling step" in caplog.text
+
+    def shifted(shift):
+        return call("ModelSamplingSD3", model=tiny("sd3"), shift=shift)[0]
+
+    skipped = call("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=-2)[0]
+    assert told(shifted(3.0)) == (False, True) and told(shifted(3.0)) == (True, False)
+    assert told(shifted(9.0)) == (False, True)
+    assert told(call("ModelSamplingAuraFlow", model=tiny("sd3"), shift=3.0)[0]) == (False, True), "other timesteps"
+    assert told(shifted(3.0), clip=skipped) == (False, True)
+    guided = [call("RescaleCFG", model=shifted(3.0), multiplier=multiplier)[0] for multiplier in (0.7, 0.7, 0.5)]
+    assert [told(model) for model in guided] == [(False, True), (True, False), (False, True)]
+
+
+def test_two_families_with_one_text_encoder_share_no_captions(clip, tmp_path):
+    """Z-Image and FLUX.2 Klein read the same weights, with other templates and layers."""
+
+    class Other(type(clip.cond_stage_model)):
+        pass
+
+    store = TensorStore(tmp_path / "cache")
+    hashes = [Captions(clip, store).text_hash]
+    kind = type(clip.cond_stage_model)
+    try:
+        clip.cond_stage_model.__class__ = Other
+        hashes.append(Captions(clip, store).text_hash)
+    finally:
+        clip.cond_stage_model.__class__ = kind
+    assert hashes[0] != hashes[1]
+
+
+def test_cancel_is_heard_while_captions_are_encoded(play, monkeypatch):
+    encoded = []
+
+    def encode(self, prompt):
+        encoded.append(prompt)
+        comfy.model_management.interrupt_current_processing()
+        return kept(self, prompt)
+
+    kept = Captions._kept
+    monkeypatch.setattr(Captions, "_kept", encode)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        play(tiny())
+    assert len(encoded) == 1
 
 
 def test_load_offers_what_was_saved_and_not_what_training_keeps_for_itself(play, call):
