@@ -243,11 +243,13 @@ class Texts:
     """Stands where a family's text encoder would: rows by seed, as many as its tokenizer might make of the prompt's words."""
 
     layer_idx = None
+    tokenizer = None
+    tokenizer_options = types.MappingProxyType({})
 
     def __init__(self, family: str):
         self.family = family
         self.cond_stage_model = torch.nn.Linear(1, 1)
-        self.patcher = types.SimpleNamespace(patches={}, patches_uuid="")
+        self.patcher = types.SimpleNamespace(model=self.cond_stage_model, patches={}, backup={})
         seeded(self.cond_stage_model, zlib.crc32(family.encode()))
 
     def tokenize(self, text: str) -> str:

@@ -19,6 +19,7 @@ PREDICTIONS: dict[type, Prediction] = {
     comfy.model_sampling.V_PREDICTION_DDPM: "v",
     comfy.model_sampling.CONST: "flow",
 }
+GUIDANCE = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function")  # of model_options
 CONDITIONS = (Tensor, int, float, bool, str, type(None))
 
 
@@ -74,8 +75,7 @@ class ModelDenoiser:
         self.prediction = prediction_of(self.sampling)
         self.schedule = schedule_of(self.sampling)
         self.dtype = patcher.get_model_object("manual_cast_dtype") or self.model.get_dtype()
-        changed = {name: patch for name, patch in patcher.model_options.items() if name.startswith("sampler_")}
-        self.guidance = json.dumps(described(sorted(changed.items())))
+        self.guidance = json.dumps([described(patcher.model_options.get(name)) for name in GUIDANCE])
         options = patcher.model_options.get("transformer_options", {})
         self.transformer_options = {**options, "optimized_attention_override": graded_attention}
 

@@ -46,6 +46,10 @@ def load_frozen(patchers: list, memory: int = 0) -> None:
         comfy.model_management.load_models_gpu(patchers, memory_required=memory)
 
 
+# Many files of text encoders lack them, and the host leaves them as the memory was: no two loads would be the same.
+OFTEN_MISSING = ("text_projection.weight", "logit_scale")
+
+
 def patched_hash(patcher: comfy.model_patcher.ModelPatcher, part: str = "diffusion_model") -> str:
     """weights_hash of the diffusion model as the user's file has it, and of the LoRAs on it, loaded or not.
 
@@ -58,7 +62,8 @@ def patched_hash(patcher: comfy.model_patcher.ModelPatcher, part: str = "diffusi
             for name in network.state_dict()
             if prefix + name in patcher.backup
         }
-        base = weights_hash({**network.state_dict(), **merged})
+        weights = {**network.state_dict(), **merged}
+        base = weights_hash({name: w for name, w in weights.items() if part or not name.endswith(OFTEN_MISSING)})
     if not patcher.patches:
         return base
     parts = json.dumps([base, described(sorted(patcher.patches.items()))])

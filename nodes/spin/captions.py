@@ -33,7 +33,7 @@ class Captions:
             "clip": patched_hash(clip.patcher, ""),
             "kind": kind_of(clip),
             "layer": clip.layer_idx,
-            "options": clip.tokenizer_options,
+            "options": dict(clip.tokenizer_options),
         }
         self.seen: dict[str, list] = {}
 

@@ -68,7 +68,7 @@ def command(
     }
     how |= {"comfyui": host_folder(), "train": kind} | {part: files / file for part, file in parts.items()}
     if name == "train":
-        how |= {"rank": 2, "steps": 3, "lr": 1e-4, "batch-size": 2}
+        how |= {"steps": 3, "lr": 1e-4, "batch-size": 2} | ({"rank": 2} if kind == "lora" else {})
     return [name, *(word for flag, value in how.items() for word in (f"--{flag}", str(value))), *more]
 
 
