@@ -312,7 +312,7 @@ def picture_laws(paper: dict, world: dict) -> list[tuple[str, ...]]:
         (
             "photos",
             f"further {first_over_plain(paper['photos'][max(paper['photos'])], contexts=0):.2f}× at {max(paper['photos'])} (counted), "
-            f"{world['photos'][most_photos][1] / plain:.2f}× (Sprite World); first {world['photos'][most_photos][0] / plain:.2f}×",
+            f"{world['photos'][most_photos][1] / plain:.2f}× (Sprite World); first {world['photos'][most_photos][0] / plain:.2f}× (Sprite World)",
             "first: a reference pass a photo; further: the keys of image attention alone",
             "the features kept grow alike: 8 photos fill the cache 8 times as fast",
         ),

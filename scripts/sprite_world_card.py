@@ -312,7 +312,7 @@ The same prompts and noise after {snapshots} steps.
 
 ## Figures
 
-Measured on the shipped weights by `python -m vico_spin.scripts.sprite_world_card --architecture {name}`; {number} held-out prompts, {steps} steps, CFG {cfg}.
+Measured on the shipped weights by `python -m vico_spin.scripts.sprite_world_card --architecture {name} --prompts {number}`; {number} held-out prompts, {steps} steps, CFG {cfg}. Seconds are the measuring machine's, with its other work; the Fréchet distance hangs on the number of pictures.
 
 {table}
 
