@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from PIL import Image
@@ -51,8 +52,8 @@ def draw_wins(axes, contents: Contents) -> None:
         low, high = (100 * end for end in duel.interval)
         axes.text(104, y, percent(duel.win_rate), va="center", color=colour, fontsize=11, weight="bold")
         axes.text(114, y, f"{low:.0f}–{high:.0f}%", va="center", color=SOFT, fontsize=9)
-    labels = [f"{duel.model}  ·  {duel.scorer}" for duel in contents.duels]
-    axes.set_yticks(range(len(labels)), labels, fontsize=9.5, color=INK)
+    labels = [fill(f"{duel.model}  ·  {duel.scorer}", 38) for duel in contents.duels]
+    axes.set_yticks(range(len(labels)), labels, fontsize=9.5, color=INK, linespacing=1.0)
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50%", "75", "100"], fontsize=8.5, color=SOFT)
     axes.set(xlim=(0, 100), ylim=(len(labels) - 0.4, -0.6), facecolor="none")
     axes.axvline(50, color=SOFT, linewidth=1.2, zorder=0)

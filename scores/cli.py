@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         arguments.run_command(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"scores: {error}", file=sys.stderr)
         return 1
     return 0
@@ -93,13 +93,15 @@ def add_evaluate(commands) -> None:
     add("--tokenizer", metavar="DIR", type=Path, help="CLIP's vocabulary, for HPS and other files that come without it")
     add("--prompts", metavar="LIST", type=Path, help="the prompts by number (see above)")
     add(
-        "--layout", metavar="PATTERN", help="how files are named below FOLDER, such as {prompt}_{seed} (without suffix)"
+        "--layout",
+        metavar="PATTERN",
+        help="with --prompts or --vico: how files are named below FOLDER, such as {prompt}_{seed} (without suffix)",
     )
     add(
         "--first-number",
         type=at_least(0),
         metavar="N",
-        help="the number of the first prompt in the pictures' names (default 0)",
+        help="with --prompts: the number of the first prompt in the pictures' names (default 0)",
     )
     add("--references", metavar="DIR", type=Path, help="photos of the real thing, for dino and clip-i")
     add(
@@ -140,18 +142,26 @@ def add_report(commands) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     folders = named_folders(arguments.pictures)
     reports = {name: Report() for name in folders}
-    paths = dict(kind_and_path(text) for text in arguments.scorer)
+    wanted = [kind_and_path(text) for text in arguments.scorer]
     if arguments.vico:
-        asked, loaders, facts = vico(arguments, folders, paths, reports)
+        asked, loaders = vico(arguments, folders, dict(wanted), reports)
     else:
-        if not paths:
+        if not wanted:
             raise ValueError(f"Give at least one --scorer: {', '.join(KINDS)}.")
         asked = plain_samples(arguments, folders, reports)
-        loaders, facts = [loader(arguments, kind, path) for kind, path in paths.items()], {}
+        loaders = [loader(arguments, kind, path) for kind, path in wanted]
     run = Run(arguments.out)
-    run.describe(**facts)
-    evaluation.evaluate(run, asked, [prepared(load, arguments) for load in loaders])
+    used = evaluation.evaluate(run, asked, [prepared(load, arguments) for load in loaders])
+    if arguments.vico:  # at the end, and both at once: a stop between two protocols leaves the table of the first
+        run.describe(protocol=f"ViCo, {arguments.protocol}", protocol_scorers=used)
     tell(run, folders, reports)
+
+
+def refuse_unread(flags: dict[str, object], instead: str, reason: str) -> None:
+    """Raises a sentence for the first flag that was given: nothing would read it. flags: {flag: its value or None}."""
+    for flag, value in flags.items():
+        if value is not None:
+            raise ValueError(f"Leave out {flag}, or {instead}.\n{reason}")
 
 
 def named_folders(texts: list[str]) -> dict[str, Path]:
@@ -198,6 +208,10 @@ def prepared(load, arguments: argparse.Namespace):
 def plain_samples(
     arguments: argparse.Namespace, folders: dict[str, Path], reports: dict[str, Report]
 ) -> list[samples.Sample]:
+    if arguments.prompts is None:
+        reason = f'Without a list, captions in "{next(iter(folders.values()))}" say the prompts, not numbers in names.'
+        unread = {"--layout": arguments.layout, "--first-number": arguments.first_number}
+        refuse_unread(unread, "give --prompts too", reason)
     found = []
     for name, folder in folders.items():
         found += prompted_samples(
@@ -232,7 +246,14 @@ def vico(
     paths: dict[str, Path | None],
     reports: dict[str, Report],
 ):
-    """ViCo's evaluation: samples with their concepts' photos, the protocol's scorers, facts for the run."""
+    """ViCo's evaluation: samples with their concepts' photos, and the protocol's scorers."""
+    refuse_unread(
+        {f"--scorer {kind}": kind for kind in paths if kind not in ("clip-i", "dino")}
+        | {"--prompts": arguments.prompts, "--first-number": arguments.first_number}
+        | {"--references": arguments.references},
+        "--vico",
+        f'"{arguments.vico}" has prompts and photos, and the protocol its scorers: --scorer says where clip-i and dino lie.',
+    )
     data, asked = vico_protocol.read_data(arguments.vico), []
     for name, folder in folders.items():
         found = vico_protocol.samples_of(name, folder, data, arguments.protocol, arguments.layout, reports[name])
@@ -241,7 +262,7 @@ def vico(
         asked += found
     clip, dino = (paths.get(kind) or find(kind, [arguments.scorers_folder]) for kind in ("clip-i", "dino"))
     loaders = vico_protocol.load_scorers(arguments.protocol, clip, dino, arguments.tokenizer)
-    return asked, loaders, {"protocol": f"ViCo, {arguments.protocol}"}
+    return asked, loaders
 
 
 def tell(run: Run, folders: dict[str, Path], reports: dict[str, Report]) -> None:
@@ -258,6 +279,9 @@ def tell(run: Run, folders: dict[str, Path], reports: dict[str, Report]) -> None
 def report(arguments: argparse.Namespace) -> None:
     from .report import write_report
 
+    if arguments.aggregation != "best":
+        reason = f'The report of "{arguments.run}" is by --aggregation {arguments.aggregation}, which picks no best.'
+        refuse_unread({"--best-of": arguments.best_of}, "add --aggregation best", reason)
     written = write_report(
         arguments.run,
         arguments.out or arguments.run / "report.html",

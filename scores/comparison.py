@@ -1,5 +1,6 @@
 """From raw scores to what a report says: complete tables of prompts × seeds, duels with their intervals."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -37,6 +38,7 @@ class Duel(NamedTuple):
     """One model against the baseline by one scorer, in prompts."""
 
     scorer: str
+    by: str
     model: str
     baseline: str
     prompts: int
@@ -64,6 +66,27 @@ def tables(rows: Sequence[dict], models: Sequence[str]) -> list[Table]:
             "There is no prompt that every model has a score for at equal seeds."
         )
     return [table for table in made if table.prompts]
+
+
+def told_apart(made: Sequence[Table], records: dict[str, dict]) -> list[Table]:
+    """The tables; where scorers share a name, what they do not share stands behind it: HPS v2 (antialias off).
+
+    records: {by: a scorer's record}, from run.json.
+    """
+    named = []
+    for table in made:
+        namesakes = [set(phrases(records.get(other.by, {}))) for other in made if other.scorer == table.scorer]
+        shared = set.intersection(*namesakes)
+        own = ", ".join(phrase for phrase in phrases(records.get(table.by, {})) if phrase not in shared)
+        named.append(table if len(namesakes) == 1 else table._replace(scorer=f"{table.scorer} ({own or table.by})"))
+    return named
+
+
+def phrases(record: dict) -> list[str]:
+    """A scorer's record in its smallest parts: files, their hashes' first digits, steps of the preprocessing."""
+    files = [(checkpoint["file"], f"sha256 {checkpoint['sha256'][:8]}") for checkpoint in record.get("checkpoints", ())]
+    steps = re.split("[,()]", f"{record.get('formula', '')},{record.get('preprocessing', '')}")
+    return [*(part for file in files for part in file), *(step.strip() for step in steps if step.strip())]
 
 
 def table(rows: Sequence[dict], models: Sequence[str]) -> Table:
@@ -110,6 +133,7 @@ def duel(table: Table, model: str, baseline: str, how: str = "mean", k: int | No
     a, b = (aggregate(table.scores[name], how, k) for name in (model, baseline))  # [P] each
     return Duel(
         scorer=table.scorer,
+        by=table.by,
         model=model,
         baseline=baseline,
         prompts=len(a),
@@ -136,6 +160,7 @@ class Mean(NamedTuple):
     """A model's mean over prompts by one scorer, with its interval."""
 
     scorer: str
+    by: str
     model: str
     mean: float
     interval: Interval
@@ -147,5 +172,5 @@ def means(made: Sequence[Table], how: str = "mean", k: int | None = None) -> lis
     for table in made:
         for model in table.models:
             values = aggregate(table.scores[model], how, k)
-            found.append(Mean(table.scorer, model, float(values.mean()), mean_interval(values)))
+            found.append(Mean(table.scorer, table.by, model, float(values.mean()), mean_interval(values)))
     return found

@@ -17,14 +17,17 @@ CHUNK, CHUNK_WITH_REFERENCES = 32, 128  # pictures between two writes; reference
 Asked = tuple[Sample, bytes, dict]  # a picture to score: whose, its file's bytes, its row without the number
 
 
-def evaluate(run: Run, samples: Sequence[Sample], loaders: Sequence[Callable[[], Scorer]], tell=print) -> None:
-    """Adds to the run what it lacks. loaders: functions that load a scorer. tell: takes a line of progress."""
+def evaluate(run: Run, samples: Sequence[Sample], loaders: Sequence[Callable[[], Scorer]], tell=print) -> list[str]:
+    """Adds to the run what it lacks. Returns the scorers' identities.
+
+    loaders: functions that load a scorer. tell: takes a line of progress.
+    """
     run.describe(models=list(dict.fromkeys([*run.about.get("models", []), *(s.model for s in samples)])))
-    for load in loaders:
-        score_all(run, samples, load(), tell)
+    return [score_all(run, samples, load(), tell) for load in loaders]
 
 
-def score_all(run: Run, samples: Sequence[Sample], scorer: Scorer, tell) -> None:
+def score_all(run: Run, samples: Sequence[Sample], scorer: Scorer, tell) -> str:
+    """Adds what the run lacks by one scorer. Returns the scorer's identity."""
     by, done = run.describe_scorer(scorer), 0
     size = CHUNK_WITH_REFERENCES if scorer.needs_references else CHUNK
     for chunk in chunks(in_order(samples), size):
@@ -32,6 +35,7 @@ def score_all(run: Run, samples: Sequence[Sample], scorer: Scorer, tell) -> None
         run.add(score_chunk(scorer, asked))
         done += len(chunk)
         tell(f"{scorer.name}: {done} of {len(samples)} pictures" + ("" if asked else " (known already)"))
+    return by
 
 
 def in_order(samples: Sequence[Sample]) -> list[Sample]:

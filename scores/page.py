@@ -96,7 +96,7 @@ def headline(contents: Contents) -> str:
 
 def best_model(duels: Sequence[Duel]) -> str:
     """The model with the highest win rate by the first scorer."""
-    first = [duel for duel in duels if duel.scorer == duels[0].scorer]
+    first = [duel for duel in duels if duel.by == duels[0].by]
     return max(first, key=lambda duel: duel.win_rate).model
 
 
@@ -135,9 +135,9 @@ def wins(contents: Contents) -> str:
     if not contents.duels:
         return ""
     rows = []
-    for scorer in dict.fromkeys(duel.scorer for duel in contents.duels):
+    for by, scorer in dict.fromkeys((duel.by, duel.scorer) for duel in contents.duels):
         rows.append(f'<h3 class="axis"><span>{escape(scorer)}</span>{axis()}<span></span><span>difference</span></h3>')
-        rows += [win_row(duel) for duel in contents.duels if duel.scorer == scorer]
+        rows += [win_row(duel) for duel in contents.duels if duel.by == by]
     note = (
         f"How often a model's picture scores higher than that of <b>{escape(contents.baseline)}</b> for the same prompt and "
         f"seeds, ties counting half. Lines are 95% intervals over prompts. A prompt's number is {contents.aggregation}."
@@ -164,12 +164,11 @@ def win_row(duel: Duel) -> str:
 
 def numbers(contents: Contents) -> str:
     """Every model's mean by every scorer. Scorers stand side by side and are never averaged."""
-    scorers = [table.scorer for table in contents.tables]
-    by = {(mean.scorer, mean.model): mean for mean in contents.means}
-    head = "".join(f"<th>{escape(scorer)}</th>" for scorer in scorers)
+    found = {(mean.by, mean.model): mean for mean in contents.means}
+    head = "".join(f"<th>{escape(table.scorer)}</th>" for table in contents.tables)
     lines = []
     for model in contents.models:
-        cells = "".join(mean_cell(by.get((scorer, model))) for scorer in scorers)
+        cells = "".join(mean_cell(found.get((table.by, model))) for table in contents.tables)
         lines.append(f"<tr><th>{escape(model)}</th>{cells}</tr>")
     inner = f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     note = "Means over prompts with 95% intervals. The scales differ from scorer to scorer, so there is no average of them."
@@ -197,14 +196,15 @@ def published_table(published: dict[str, dict[str, float]]) -> str:
 
 
 def curves(contents: Contents) -> str:
-    """A small chart for every scorer: the mean with its interval over the rounds of training."""
-    if len(contents.rounds) < 2:
-        return ""
+    """A small chart for every scorer that saw a round: the mean with its interval over the rounds of training."""
     charts = []
     for table in contents.tables:
         present = [model for model in contents.rounds if model in table.models]
         values = [table.scores[model].mean(axis=1) for model in present]  # [P] each
-        charts.append(curve(table.scorer, present, [v.mean() for v in values], [mean_interval(v) for v in values]))
+        if present:
+            charts.append(curve(table.scorer, present, [v.mean() for v in values], [mean_interval(v) for v in values]))
+    if len(contents.rounds) < 2 or not charts:
+        return ""
     note = "The mean score over prompts, round by round, with its 95% interval."
     return section("rounds", "Round by round", note, f'<div class="curves">{"".join(charts)}</div>')
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..intake import write_atomically, write_text
 from . import vico_protocol
-from .comparison import duels, means, tables
+from .comparison import duels, means, tables, told_apart
 from .page import Contents, page
 from .run import Run
 
@@ -35,10 +35,10 @@ def write_report(
 
     run, out = Run.existing(Path(folder)), Path(out)
     contents = contents_of(run, baseline, how, k, rounds, title or Path(folder).resolve().name)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page(contents))
-    write_text(out.with_suffix(".json"), as_json(contents, run.rows))
-    write_text(out.with_suffix(".csv"), as_csv(run.rows))
+    rows = [row | {"picture": picture_within(run.folder, row["picture"])} for row in run.rows]
+    write_text(out.with_suffix(".json"), as_json(contents, rows))
+    write_text(out.with_suffix(".csv"), as_csv(rows))
     picture = summary_picture(contents)
     write_atomically(out.with_suffix(".png"), lambda temporary: picture.save(temporary, "PNG"))
     return [out, *(out.with_suffix(suffix) for suffix in (".png", ".json", ".csv"))]
@@ -50,7 +50,7 @@ def contents_of(run: Run, baseline: str | None, how: str, k: int | None, rounds:
     unknown = [name for name in (*([baseline] if baseline else []), *rounds) if name not in models]
     if unknown:
         raise ValueError(f'Name a model of the run.\nIt has no "{unknown[0]}"; it has {", ".join(models)}.')
-    made, baseline = tables(run.rows, models), baseline or models[0]
+    made, baseline = told_apart(tables(run.rows, models), run.about.get("scorers", {})), baseline or models[0]
     return Contents(
         title=title,
         baseline=baseline,
@@ -72,7 +72,8 @@ def published(run: Run) -> dict[str, dict[str, float]]:
     protocol = run.about.get("protocol", "")
     if not protocol.startswith("ViCo"):
         return {}
-    found = vico_protocol.summary([row for row in run.rows if "score" in row])
+    scorers = run.about["protocol_scorers"]
+    found = vico_protocol.summary([row for row in run.rows if "score" in row and row["by"] in scorers])
     rows: dict[str, dict[str, float]] = {}
     if protocol.endswith("standard"):
         papers = vico_protocol.PUBLISHED.items()
@@ -81,6 +82,12 @@ def published(run: Run) -> dict[str, dict[str, float]]:
         for model, mean in models.items():
             rows.setdefault(model, {})[scorer] = mean
     return rows
+
+
+def picture_within(folder: Path, picture: str) -> str:
+    """A picture from the run's folder on; of one elsewhere its name alone. A report goes to others, and says nobody's folders."""
+    path, home = Path(picture).resolve(), folder.resolve()
+    return path.relative_to(home).as_posix() if path.is_relative_to(home) else Path(picture).name
 
 
 def as_json(contents: Contents, rows: Sequence[dict]) -> str:

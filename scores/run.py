@@ -42,7 +42,6 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.about = read_json(self.folder / "run.json") if self.exists() else {"scorers": {}}
         self.rows = read_rows(self.folder / "scores.jsonl")
         self.known = {row_key(row) for row in self.rows if "score" in row}
@@ -72,12 +71,18 @@ class Run:
         return identity(record)
 
     def add(self, rows: Iterable[dict]) -> None:
-        """Appends raw scores and has them on the disk before it returns."""
-        rows = list(rows)
-        with open(self.folder / "scores.jsonl", "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
+        """Appends raw scores and has them on the disk before it returns. Raises: OSError with a sentence."""
+        rows, path = list(rows), self.folder / "scores.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(
+                "Look whether the file is writable and the disk has room.\n"
+                f'"{path}" could not be written ({error.strerror}).'
+            ) from error
         self.rows += rows
         self.known |= {row_key(row) for row in rows if "score" in row}
 

@@ -99,9 +99,11 @@ def matches(folder: Path, layouts: Sequence[str], report: Report) -> list[tuple[
 
 def pattern_of(layout: str) -> re.Pattern:
     """A layout such as {concept}/prompt_{prompt}/{seed} as a pattern of paths without their suffix."""
-    unknown = set(re.findall(r"{(.*?)}", layout)) - set(FIELDS)
-    if unknown or "{prompt}" not in layout:
-        raise ValueError(f'The layout "{layout}" must hold {{prompt}}, and may hold {{seed}} and {{concept}}.')
+    named = re.findall(r"{(.*?)}", layout)
+    if "prompt" not in named or len(set(named)) < len(named) or not set(named) <= set(FIELDS):
+        raise ValueError(
+            f'The layout "{layout}" must hold {{prompt}}, and may hold {{seed}} and {{concept}}, each once.'
+        )
     parts = re.split(r"{(.*?)}", layout)
     return re.compile("".join(FIELDS[part] if i % 2 else re.escape(part) for i, part in enumerate(parts)))
 

@@ -98,6 +98,12 @@ def samples_of(
     model: str, results: Path, data: Data, protocol: str, layout: str | None = None, report: Report | None = None
 ) -> list[Sample]:
     """A method's pictures, each with its concept's photos. results: laid out as LAYOUTS, or as `layout`."""
+    missing = [field for field in ("{concept}", "{prompt}", "{seed}") if layout and field not in layout]
+    if missing:
+        raise ValueError(
+            f"Write {' and '.join(missing)} into the layout.\n"
+            f'"{layout}" has no such part, and ViCo\'s evaluation tells pictures by concept, prompt and seed.'
+        )
     samples, photos = [], {}
     report = Report() if report is None else report
     for path, found in matches(results, [layout] if layout else LAYOUTS, report):
@@ -128,9 +134,13 @@ def load_scorers(protocol: str, clip: Path, dino: Path, tokenizer: Path | None) 
 
 
 def summary(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
-    """{scorer: {model: mean}} as the papers average: over a prompt's samples, then prompts, then concepts."""
+    """{scorer: {model: mean}} as the papers average: over a prompt's samples, then prompts, then concepts.
+
+    rows: scores, of one `by` for every scorer's name. A picture that was drawn again counts by its last row.
+    """
+    newest = {(row["by"], row["model"], row["picture"]): row for row in rows}
     grouped: dict[tuple, dict[str, dict[str, list[float]]]] = {}
-    for row in rows:
+    for row in newest.values():
         concepts = grouped.setdefault((row["scorer"], row["model"]), {})
         concepts.setdefault(row["concept"], {}).setdefault(row["prompt"], []).append(row["score"])
     table: dict[str, dict[str, float]] = {}

@@ -1,14 +1,17 @@
 """Prompt lists, which picture belongs to which prompt, runs that go on after a stop, ViCo's protocol, the command."""
 
 import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from vico_spin.scores import samples, vico_protocol
 from vico_spin.scores.cli import main, prompted_samples
 from vico_spin.scores.comparison import tables
 from vico_spin.scores.evaluate import evaluate
 from vico_spin.scores.prompts import read_prompts
+from vico_spin.scores.report import published
 from vico_spin.scores.run import Run
 from vico_spin.scores.scorer import Scorer
 from vico_spin.scripts import tiny_scorers as tiny
@@ -101,6 +104,7 @@ def test_captions_beside_the_pictures(tmp_path):
         (("x.png",), ["a cat"], None, "no pictures named as"),
         (("x.png",), None, None, r"no caption .a .txt of the same name.: 1 .x.png"),
         (("0_0.png",), ["a cat"], "{seed}", "must hold {prompt}"),
+        (("0_0.png",), ["a cat"], "{prompt}_{prompt}", "each once"),
         ((), None, None, "no folder|no pictures"),
     ],
 )
@@ -241,8 +245,26 @@ def test_vicos_results_meet_their_photos_and_prompts(tmp_path):
 def test_vicos_mean_is_over_prompts_then_concepts():
     """x: prompt means 0 and 1, so ½; y: 0.2. Their mean 0.35; over all four numbers it would be 0.3."""
     numbers = [("x", "p", 0.0), ("x", "q", 1.0), ("y", "p", 0.2), ("y", "p", 0.2)]
-    rows = [{"scorer": "DINO", "model": "m", "concept": c, "prompt": p, "score": s} for c, p, s in numbers]
+    key = {"scorer": "DINO", "by": "abc", "model": "m"}
+    rows = [
+        {**key, "picture": f"{i}.png", "concept": c, "prompt": p, "score": s} for i, (c, p, s) in enumerate(numbers)
+    ]
     assert vico_protocol.summary(rows) == {"DINO": {"m": pytest.approx(0.35)}}
+
+
+def test_vicos_mean_takes_a_picture_as_it_is_now():
+    """The picture scored 0.2, was drawn again and scored 0.8; the other one's 0.4 stays: 0.6. All three would be 0.47."""
+    key = {"scorer": "DINO", "by": "abc", "model": "m", "concept": "x", "prompt": "p"}
+    rows = [{**key, "picture": name, "score": score} for name, score in (("0", 0.2), ("1", 0.4), ("0", 0.8))]
+    assert vico_protocol.summary(rows) == {"DINO": {"m": pytest.approx(0.6)}}
+
+
+@pytest.mark.parametrize("layout, part", [("{prompt}_{seed}", "{concept}"), ("{concept}/{prompt}", "{seed}")])
+def test_a_layout_of_vicos_results_names_every_part(tmp_path, layout, part):
+    data = vico_protocol.read_data(vico_data(tmp_path / "data"))
+    results = pictures(tmp_path / "r", "0_0.png", "cat_statue/0.png")
+    with pytest.raises(ValueError, match=f'^Write {part} into the layout.\n"{layout}" has no such part'):
+        vico_protocol.samples_of("ViCo", results, data, "standard", layout)
 
 
 def test_what_a_full_evaluation_lacks_is_said(tmp_path):
@@ -275,6 +297,20 @@ def test_the_command_scores_a_folder_and_keeps_how(tmp_path, scorers_folder, cap
     assert record["checkpoints"][0]["file"] == "model.safetensors" and "4 scores" in capsys.readouterr().out
 
 
+def test_two_files_of_one_kind_score_both(tmp_path, scorers_folder):
+    """The last one stood for both."""
+    (tmp_path / "list.txt").write_text("a cat\n")
+    folder = pictures(tmp_path / "m", "0_0.png")
+    files = (scorers_folder / "clip-vit-base-patch32", tmp_path / "other")
+    shutil.copytree(*files)
+    weights = {name: 2 * tensor for name, tensor in load_file(files[1] / "model.safetensors").items()}
+    save_file(weights, files[1] / "model.safetensors")
+    command = ["evaluate", f"--pictures=m={folder}", "--prompts", str(tmp_path / "list.txt"), "--device", "cpu"]
+    command += [f"--scorer=clip-score={file}" for file in files]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    assert len({row["by"] for row in Run(tmp_path / "run").rows}) == 2
+
+
 def test_a_folder_of_lists_is_one_style_each(tmp_path):
     """HPDv2's benchmark: anime.json and photo.json, and pictures in anime/ and photo/."""
     (tmp_path / "lists").mkdir()
@@ -296,6 +332,56 @@ def test_the_command_runs_vicos_protocol(tmp_path, scorers_folder, protocol, din
     run = Run(tmp_path / "run")
     table = vico_protocol.summary(run.rows)
     assert list(table) == [dino, "CLIP-I (ViT-64/28)", "CLIP score (ViT-64/28)"] and len(run.rows) == 6
+
+
+def test_two_protocols_share_a_run_and_its_table_is_the_latters(tmp_path, scorers_folder):
+    """One picture. DreamMatcher's prompts keep their braces, which tells its rows; CLIP-I has one name in both."""
+    results = pictures(tmp_path / "r", "cat_statue/prompt_0/0.png")
+    command = ["evaluate", "--vico", str(vico_data(tmp_path / "data")), f"--pictures=ViCo={results}"]
+    command += ["--scorers-folder", str(scorers_folder), "--out", str(tmp_path / "run")]
+    for protocol in ("standard", "dreammatcher", "standard"):
+        assert main([*command, "--protocol", protocol]) == 0
+        run = Run(tmp_path / "run")
+        asked = [row for row in run.rows if ("{}" in row["prompt"]) == (protocol == "dreammatcher")]
+        assert published(run)["ViCo"] == {row["scorer"]: row["score"] for row in asked}
+    assert len(run.rows) == 6
+
+
+def test_a_run_that_cannot_be_written_is_said(tmp_path, scorers_folder, capsys):
+    (tmp_path / "file").write_text("")
+    pictures(tmp_path / "m", "0_0.png")
+    (tmp_path / "list.txt").write_text("a cat\n")
+    command = ["evaluate", f"--pictures=m={tmp_path / 'm'}", "--prompts", str(tmp_path / "list.txt")]
+    command += ["--scorer", "clip-score", "--scorers-folder", str(scorers_folder)]
+    assert main([*command, "--out", str(tmp_path / "file" / "run")]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("scores: Look whether the folder is writable") and "run.json" in second
+
+
+def test_scores_that_cannot_be_added_are_said(tmp_path):
+    (tmp_path / "scores.jsonl").mkdir()
+    with pytest.raises(OSError, match=r'^Look whether the file is writable.*\n".*scores.jsonl" could not be written'):
+        Run(tmp_path).add([])
+
+
+UNREAD = {
+    "--layout, or give --prompts too": ["--layout", "{prompt}_{seed}", "--scorer", "dino"],
+    "--first-number, or give --prompts too": ["--first-number", "0", "--scorer", "dino"],
+    "--scorer pickscore, or --vico": ["--vico", "data", "--scorer", "clip-i", "--scorer", "pickscore"],
+    "--prompts, or --vico": ["--vico", "data", "--prompts", "list.txt"],
+    "--first-number, or --vico": ["--vico", "data", "--first-number", "1"],
+    "--references, or --vico": ["--vico", "data", "--references", "photos"],
+}
+
+
+@pytest.mark.parametrize("flags", UNREAD)
+def test_a_flag_that_nothing_would_read_is_refused(tmp_path, capsys, flags):
+    folder = pictures(tmp_path / "m", "0_0.png")
+    (tmp_path / "m" / "0_0.txt").write_text("a cat\n")
+    assert main(["evaluate", f"--pictures=m={folder}", "--out", str(tmp_path / "run"), *UNREAD[flags]]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"scores: Leave out {flags}." and second.endswith(".")
+    assert len(first.removeprefix("scores: ")) <= 60
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image
 from vico_spin.scores.cli import main
 from vico_spin.scores.comparison import Duel
 from vico_spin.scores.page import Contents, headline, page
-from vico_spin.scores.report import as_json, contents_of, write_report
+from vico_spin.scores.report import as_json, contents_of, published, write_report
 from vico_spin.scores.run import Run
 from vico_spin.scores.statistics import Interval
 from vico_spin.scripts import tiny_scorers as tiny
@@ -76,6 +76,20 @@ def test_json_and_csv_hold_every_raw_score_and_how_it_was_made(tmp_path):
     assert len(rows) == 48 and rows[0]["score"] == "0.0" and rows[0]["picture"].endswith(".png")
 
 
+def test_json_and_csv_name_no_folder_above_the_runs(tmp_path):
+    """A picture in the run is told from there on, one elsewhere by its name."""
+    folder = make_run(tmp_path, ["a", "b"])
+    (folder / "a").mkdir()
+    tiny.picture(40, 30, 0).save(folder / "a" / "more.png")
+    key = {"model": "a", "prompt": "more", "seed": "0", "concept": "", "references": "", "sha256": "", "by": "abc"}
+    Run(folder).add([{**key, "picture": str(folder / "a" / "more.png"), "scorer": "Made up", "score": 1.0}])
+    _, _, numbers, table = write_report(folder, tmp_path / "page.html")
+    rows = list(csv.DictReader(table.read_text("utf-8").splitlines()))
+    for found in (rows, json.loads(numbers.read_text("utf-8"))["scores"]):
+        assert [row["picture"] for row in found][:: len(found) - 1] == ["a-0-0.png", "a/more.png"]
+    assert str(tmp_path) not in numbers.read_text("utf-8") + table.read_text("utf-8")
+
+
 def test_every_model_is_held_against_the_named_baseline(tmp_path):
     duels = numbers_of(make_run(tmp_path, ["a", "b", "c"]), baseline="b")["duels"]
     found = {duel["model"]: duel["win_rate"] for duel in duels}
@@ -100,7 +114,7 @@ def test_the_headline_follows_the_intervals(verdicts, said):
     """A verdict is where the interval lies: above ½, below it, or around it."""
     ends = {"wins": (0.6, 0.8), "loses": (0.1, 0.3), "even": (0.4, 0.6)}
     intervals = [Interval(*ends[verdict]) for verdict in verdicts.split()]
-    found = [Duel(f"s{i}", "b", "a", 9, 0.5, ends, "", 0.0, ends) for i, ends in enumerate(intervals)]
+    found = [Duel(f"s{i}", f"by{i}", "b", "a", 9, 0.5, ends, "", 0.0, ends) for i, ends in enumerate(intervals)]
     assert headline(Contents("t", "a", ["a", "b"], [], found, [], [], {}, {}, "")) == said
 
 
@@ -115,6 +129,50 @@ def test_rounds_draw_a_curve(tmp_path):
     run = make_run(tmp_path, ["a", "b", "c"])
     text = page_of(run, rounds=["a", "b", "c"])
     assert "Round by round" in text and text.count("<circle") == 3
+
+
+def test_a_scorer_that_saw_no_round_has_no_curve(tmp_path):
+    folder = make_run(tmp_path, ["base", "a", "b"])
+    key = {"model": "base", "seed": "0", "concept": "", "references": "", "picture": "x.png", "sha256": ""}
+    Run(folder).add([{**key, "prompt": "x", "scorer": "Of the base alone", "by": "def", "score": 1.0}])
+    text = page_of(folder, rounds=["a", "b"])
+    assert text.count("<circle") == 2 and "<figcaption>Of the base alone</figcaption>" not in text
+
+
+HPS = "longest side 224 bicubic (float, antialias {}), black padding, mean (0.48, 0.45), std (0.26, 0.26)"
+NAMESAKES = {
+    "HPS v2": ([{"preprocessing": HPS.format(word)} for word in ("on", "off")], ["antialias on", "antialias off"]),
+    "PickScore v1": (
+        [{"checkpoints": [{"file": "model.safetensors", "sha256": digit * 64}]} for digit in "12"],
+        ["sha256 11111111", "sha256 22222222"],
+    ),
+    "no record": ([{}, {}], ["by0", "by1"]),
+}
+
+
+@pytest.mark.parametrize("name", NAMESAKES)
+def test_two_scorers_of_one_name_are_told_apart(tmp_path, name):
+    """The first scores a with 1 and b with 2, the second with 5 and 6: four means, and a win rate under each heading."""
+    records, marks = NAMESAKES[name]
+    run = Run(tmp_path)
+    scorers = {
+        f"by{i}": {"name": name, "formula": "cosine(picture, prompt)"} | record for i, record in enumerate(records)
+    }
+    run.describe(models=["a", "b"], scorers=scorers)
+    key = {"seed": "0", "concept": "", "references": "", "picture": "x.png", "sha256": "", "scorer": name}
+    cells = [(model, f"by{i}", 1.0 + m + 4 * i) for i in (0, 1) for m, model in enumerate("ab")]
+    run.add({**key, "prompt": f"p{p}", "model": m, "by": by, "score": s} for p in (0, 1) for m, by, s in cells)
+    text = page_of(tmp_path)
+    assert re.findall(r"<td>([^<]*)<", text) == ["1.00", "5.00", "2.00", "6.00"]
+    shape = re.findall(r'<h3 class="axis"><span>(.*?)</span>|<span class="who">(.*?)</span>', text)
+    assert ["".join(found) for found in shape] == [f"{name} ({marks[0]})", "b", f"{name} ({marks[1]})", "b"]
+    whole = numbers_of(tmp_path)
+    assert [duel["by"] for duel in whole["duels"]] == ["by0", "by1"] and len(whole["left_out"]) == 2
+    assert [(mean["by"], mean["mean"]) for mean in whole["means"]] == [(by, score) for _, by, score in cells]
+
+
+def test_a_name_that_one_scorer_has_stands_alone(tmp_path):
+    assert "<span>Made up</span>" in page_of(make_run(tmp_path, ["a", "b"]))
 
 
 def test_a_single_model_has_a_page_without_a_duel(tmp_path):
@@ -134,9 +192,20 @@ def test_what_is_missing_is_on_the_page(tmp_path):
 
 
 def test_vicos_table_stands_beside_the_papers(tmp_path):
-    folder = make_run(tmp_path, ["mine"], protocol="ViCo, standard")
+    folder = make_run(tmp_path, ["mine"], protocol="ViCo, standard", protocol_scorers=["abc"])
     text = page_of(folder)
     assert "ViCo (paper)" in text and "0.643" in text and "<th>mine</th>" in text
+
+
+@pytest.mark.parametrize("by, kept", [("old", 0.2), ("new", 0.8)])
+def test_vicos_table_is_of_the_runs_protocol_alone(tmp_path, by, kept):
+    """One picture under two preprocessings of one name: 0.2 and 0.8, and never their mean 0.5."""
+    run = Run(tmp_path)
+    scorers = {by: {"name": "CLIP-I"} for by in ("old", "new")}
+    run.describe(models=["m"], scorers=scorers, protocol="ViCo, dreammatcher", protocol_scorers=[by])
+    key = {"model": "m", "prompt": "p", "seed": "0", "concept": "c", "references": "", "picture": "x.png", "sha256": ""}
+    run.add({**key, "scorer": "CLIP-I", "by": by, "score": score} for by, score in (("old", 0.2), ("new", 0.8)))
+    assert published(run) == {"m": {"CLIP-I": kept}}
 
 
 def test_the_command_writes_the_page_into_the_run(tmp_path, capsys):
@@ -157,6 +226,21 @@ def test_a_report_that_cannot_be_says_why(tmp_path, capsys, options, sentence):
     folder = make_run(tmp_path, ["a", "b"], prompts=2)
     assert main(["report", str(folder), "--aggregation", "best", *options]) == 1
     assert sentence in capsys.readouterr().err
+
+
+def test_best_of_is_for_the_best_alone(tmp_path, capsys):
+    folder = make_run(tmp_path, ["a", "b"], prompts=2)
+    assert main(["report", str(folder), "--best-of", "2"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "scores: Leave out --best-of, or add --aggregation best." and "--aggregation mean" in second
+
+
+def test_a_page_that_cannot_be_written_is_said(tmp_path, capsys):
+    folder = make_run(tmp_path, ["a"], prompts=1)
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(folder), "--out", str(tmp_path / "file" / "page.html")]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("scores: Look whether the folder is writable") and "page.html" in second
 
 
 def test_a_folder_that_is_no_run_is_said(tmp_path, capsys):
