@@ -13,6 +13,9 @@ export function drawn(id, salt) {
   return ((hash ^ (hash >>> 15)) >>> 0) / 2 ** 32;
 }
 
+/** Whether keys belong to what this element is: a person's words and choices elsewhere are no votes. */
+const typing = (element) => element?.matches("input, textarea, select") || element?.isContentEditable;
+
 class Vote {
   constructor(node) {
     this.node = node;
@@ -22,7 +25,7 @@ class Vote {
     this.box.style.outline = "none";
     this.box.textContent = "After a run, choose the better pictures here.";
     this.box.onkeydown = (event) => this.press(event);
-    this.box.onpointerenter = () => this.box.focus({ preventScroll: true });
+    this.box.onpointerenter = () => typing(document.activeElement) || this.box.focus({ preventScroll: true });
     this.prompt = document.createElement("div");
     this.prompt.style.cssText = "height:32px;overflow:hidden;text-align:center";
     this.pictures = ["left", "right"].map((side) => {
@@ -83,7 +86,6 @@ class Vote {
     this.box.replaceChildren(this.prompt, this.row, this.buttons, this.count);
     fit(this.node);
     this.show();
-    this.box.focus({ preventScroll: true });
   }
 
   show() {

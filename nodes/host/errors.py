@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 import folder_paths
+from comfy_api.latest import io
 
 from .progress import say
 
@@ -64,8 +65,14 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_bounds(inputs: Sequence, values: dict) -> None:
-    """Raises: ValueError where a number is not between its input's bounds, as the host says it for other nodes."""
+    """Raises: ValueError where a number is not between its input's bounds, as the host says it for other nodes.
+
+    Those of a dynamic combo's chosen option count too.
+    """
     for slot in inputs:
         low, high, value = getattr(slot, "min", None), getattr(slot, "max", None), values.get(slot.id)
         if None not in (low, high, value) and not low <= value <= high:
             raise ValueError(f"Set {slot.id} to {low} at least, and {high} at most.\nIt is {value}.")
+        if isinstance(slot, io.DynamicCombo.Input) and value is not None:
+            for option in slot.options:
+                check_bounds(option.inputs if option.key == value[slot.id] else (), value)

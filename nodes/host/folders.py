@@ -39,9 +39,10 @@ def free_path(home: Path, prefix: str, otherwise: str) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     folder, name, _, _, _ = folder_paths.get_save_image_path(prefix, str(home))
     name = name.strip(". ") or otherwise
-    taken = {entry.split(".")[0] for entry in os.listdir(folder)}
-    number = next(n for n in range(1, len(taken) + 2) if f"{name}_{n:05}_" not in taken)
-    return Path(folder) / f"{name}_{number:05}_"
+    taken = [f"{entry}.".casefold() for entry in os.listdir(folder)]  # a folder, which has no suffix, ends in a dot too
+    stems = (f"{name}_{number:05}_" for number in range(1, len(taken) + 2))
+    free = (stem for stem in stems if not any(entry.startswith(f"{stem}.".casefold()) for entry in taken))
+    return Path(folder) / next(free)
 
 
 def marks(*paths: Path) -> list[tuple[str, int, int]]:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 ROW = 4  # pictures beside each other in a strip
+SHEET_PICTURES = 24  # that a sheet on a node shows at most, of a data set of any size
 
 
 def to_image(*pictures: Image.Image) -> Tensor:

@@ -8,11 +8,12 @@ from comfy_api.latest import io, ui
 
 from ...intake import write_text
 from ...scores.comparison import Duel, duels, tables
+from ..host.folders import as_folder_name
 from ..host.pictures import to_image
 from ..host.progress import say
 from ..host.sockets import ScorerSocket
 from ..host.texts import lines
-from .model_pictures import Settings, compared, grid_of, new_folder, sample_all, save_references, score_all
+from .model_pictures import REFERENCES, Settings, compared, grid_of, new_folder, sample_all, save_references, score_all
 
 MODELS = io.Autogrow.TemplatePrefix(io.Model.Input("model"), prefix="model", min=2, max=8)
 SCORERS = io.Autogrow.TemplatePrefix(ScorerSocket.Input("scorer"), prefix="scorer", min=1, max=8)
@@ -85,11 +86,16 @@ class ScoreCompareModels(io.ComfyNode):
 
 
 def named_models(models: dict, names: str) -> dict:
-    """{name: model} in order; raises where a name is missing or stands twice."""
+    """{name: model} in order; raises where a name is missing or stands twice, or two make one folder."""
     given = [name.strip() for name in names.split(",") if name.strip()]
     if len(given) != len(models) or len(set(given)) != len(given):
         raise ValueError(
             f'Write {len(models)} different names between commas.\n{len(models)} models need as many; "{names}" is not that.'
+        )
+    folders = {as_folder_name(name, "model").casefold() for name in given}
+    if len(folders - {REFERENCES}) < len(given):
+        raise ValueError(
+            f'Write names that make different folders.\n"{names}" makes {", ".join(sorted(folders))}; "{REFERENCES}" holds the photos.'
         )
     return dict(zip(given, models.values(), strict=True))
 

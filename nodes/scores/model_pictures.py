@@ -26,6 +26,8 @@ from ..host.written import view_of
 GRID_SEEDS, CELL = 4, 192  # seeds that the grid shows at most; pixels of a picture in it
 ROWS_A_COLUMN, FEWEST_ROWS = 2, 4  # of the grid: a higher one is a sliver on the node. Score Report has all prompts
 
+REFERENCES = "references"  # the photos' folder, beside the models'
+
 
 class Settings(NamedTuple):
     """How every picture is sampled."""
@@ -53,8 +55,8 @@ def save_references(folder: Path, references: torch.Tensor | None) -> tuple[Path
     """The reference photos as files of the run, so that its numbers can be made again."""
     if references is None:
         return ()
-    (folder / "references").mkdir()
-    paths = [folder / "references" / f"{i:03d}.png" for i in range(len(references))]
+    (folder / REFERENCES).mkdir()
+    paths = [folder / REFERENCES / f"{i:03d}.png" for i in range(len(references))]
     for path, picture in zip(paths, to_pictures(references), strict=True):
         picture.save(path)
     return tuple(paths)

@@ -3,16 +3,22 @@
 import json
 from collections.abc import Sequence
 
+import comfy.model_management
+import comfy.utils
 from comfy_api.latest import io, ui
 from PIL import Image, ImageOps
 
 from ...intake import Report, Unusable
+from ...scores.scorer import Scorer
 from ...scores.sheet import Cell, sheet
-from ..host.pictures import to_image, to_pictures
+from ...spin_core.samples import Picture
+from ..host.pictures import SHEET_PICTURES, to_image, to_pictures
 from ..host.progress import say
 from ..host.sockets import DatasetSocket, ScorerSocket
 from ..host.texts import lines, one_each
 from .made_from import prompt_behind
+
+UNREAD = Image.new("RGB", (64, 64), "grey")
 
 
 class ScorePictures(io.ComfyNode):
@@ -22,8 +28,8 @@ class ScorePictures(io.ComfyNode):
             node_id="ScorePictures",
             display_name="Score Pictures",
             category="ViCo + SPIN/Scores",
-            description="Rates every picture of a batch or of a data set, shows them best first with their numbers, and "
-            "passes the best on.",
+            description="Rates every picture of a batch or of a data set, shows up to 24 of them, best first with their "
+            "numbers, and passes the best on.",
             search_aliases=["rank", "best of n", "pick best", "reward", "rate", "aesthetic score"],
             has_intermediate_output=True,
             inputs=[
@@ -52,20 +58,24 @@ class ScorePictures(io.ComfyNode):
         if (pictures is None) == (dataset is None):
             found = "Neither is" if dataset is None else "Both are"
             raise ValueError(f"Connect either pictures or a dataset.\n{found} connected.")
+        photos = to_pictures(references) if references is not None else None
         if dataset is None:
             told, shown, names = "", to_pictures(pictures), None
             asked = asked_for(cls, prompts, len(shown)) if scorer.needs_prompt else None
+            numbers = scorer.score(shown, asked, photos)
         else:
-            told, shown, asked, names = read_all(dataset)
-        numbers = scorer.score(shown, asked, to_pictures(references) if references is not None else None)
+            told, found, asked, numbers = score_data_set(scorer, dataset, photos)
+            names = [picture.name for picture in found]
         order = sorted(range(len(numbers)), key=lambda i: -numbers[i])
+        if dataset is not None:
+            shown = {i: found[i].open() for i in order[: max(best, SHEET_PICTURES)]}
         say("\n".join(filter(None, [told, ranking(scorer.name, numbers, order)])))
         report = {"scorer": scorer.record(), "scores": numbers, "prompts": asked, "order": order, "pictures": names}
         return io.NodeOutput(
             best_of(shown, order[:best]) if pictures is None else pictures[order[:best]],
             numbers[order[0]],
             json.dumps(report, ensure_ascii=False),
-            ui=ui.PreviewImage(to_image(ranked_sheet(shown, numbers, order, best)), cls=cls),
+            ui=ui.PreviewImage(to_image(ranked_sheet(shown, numbers, order[:SHEET_PICTURES], best)), cls=cls),
         )
 
 
@@ -77,25 +87,53 @@ def asked_for(cls, prompts: str, pictures: int) -> list[str]:
     return one_each(prompts, pictures, "prompts")
 
 
-def read_all(dataset) -> tuple[str, list[Image.Image], list[str], list[str]]:
-    """(what was found and left out, the pictures, their captions, their names) of a data set, each picture once."""
+class Opened(Sequence):
+    """A data set's pictures, each opened when a scorer asks for it: a batch of them is held, and the person can cancel.
+
+    One that does not decode is grey and in `broken`: its number counts for nothing.
+    """
+
+    def __init__(self, pictures: Sequence[Picture]):
+        self.pictures, self.broken = pictures, {}
+        self.bar = comfy.utils.ProgressBar(len(pictures))
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self[i] for i in range(len(self))[place]]
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(place + 1)
+        try:
+            return self.pictures[place].open()
+        except Unusable as error:
+            self.broken[place] = error
+            return UNREAD
+
+
+def score_data_set(scorer: Scorer, dataset, references) -> tuple[str, list[Picture], list[str], list[float]]:
+    """(what was found and left out, the pictures, their captions, their numbers) of a data set, each picture once."""
     report, found = Report(), {}
     for sample in dataset.samples(report):
         if sample.image is None or sample.image.name in found:
             report.kept -= 1
-            continue
-        try:
-            found[sample.image.name] = (sample.image.open(), sample.prompt)
-        except Unusable as error:
-            report.kept -= 1
-            report.leave_out(error.name, error.reason)
-    if not found:
+        else:
+            found[sample.image.name] = sample
+    samples = list(found.values())
+    opened = Opened([sample.image for sample in samples])
+    numbers = scorer.score(opened, [sample.prompt for sample in samples], references) if samples else []
+    for error in opened.broken.values():
+        report.kept -= 1
+        report.leave_out(error.name, error.reason)
+    scored = [(s.image, s.prompt, numbers[i]) for i, s in enumerate(samples) if i not in opened.broken]
+    if not scored:
         raise ValueError(f"Connect a dataset with pictures.\nNone of it can be scored: {report.in_a_line()}")
-    pictures, prompts = zip(*found.values(), strict=True)
-    return report.text(), list(pictures), list(prompts), list(found)
+    pictures, prompts, numbers = zip(*scored, strict=True)
+    return report.text(), list(pictures), list(prompts), list(numbers)
 
 
-def best_of(pictures: Sequence[Image.Image], chosen: Sequence[int]):
+def best_of(pictures: list[Image.Image] | dict[int, Image.Image], chosen: Sequence[int]):
     """IMAGE of the chosen pictures, all in the size of the first."""
     size = pictures[chosen[0]].size
     return to_image(*(ImageOps.fit(pictures[i], size) for i in chosen))
@@ -108,7 +146,7 @@ def ranking(name: str, numbers: Sequence[float], order: Sequence[int]) -> str:
 
 
 def ranked_sheet(
-    pictures: Sequence[Image.Image], numbers: Sequence[float], order: Sequence[int], best: int
+    pictures: list[Image.Image] | dict[int, Image.Image], numbers: Sequence[float], order: Sequence[int], best: int
 ) -> Image.Image:
     """The pictures best first, four to a row, each with its rank, number and place in the batch."""
     cells = [

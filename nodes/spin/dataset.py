@@ -12,14 +12,14 @@ from ...spin_core.data import Dataset, Listed
 from ...spin_core.samples import Picture, Sample, png_of
 from ..host.errors import NOT_CONNECTED, check_choice
 from ..host.folders import marks
-from ..host.pictures import to_image, to_pictures
+from ..host.pictures import SHEET_PICTURES, to_image, to_pictures
 from ..host.progress import say
 from ..host.sockets import DatasetSocket
 from ..host.texts import one_each
 
 DATA_FILES = {".jsonl", ".csv", ".parquet", ".tar", ".txt", ".tsv", ".json"}
 FROM_GRAPH = "pictures from the graph"
-SHEET_PICTURES, SHEET_COLUMNS, SHEET_SIDE = 24, 6, 128  # the contact sheet's; side in pixels
+SHEET_COLUMNS, SHEET_SIDE = 6, 128  # the contact sheet's; side in pixels
 BROKEN = Image.new("RGB", (SHEET_SIDE, SHEET_SIDE), "grey")
 
 

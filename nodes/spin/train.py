@@ -139,7 +139,7 @@ class TrainSPIN(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, play, **others):
         """The lists of several rounds. The host cannot name an option's inputs alone, and then checks no bounds at all."""
-        check_bounds(training_inputs(), others)
+        check_bounds(cls.define_schema().inputs, {"play": play, **others})
         for name in KINDS:
             if play.get(name) is not None:
                 per_round(play[name], name)

@@ -26,7 +26,8 @@ def capture_masks(model, clip, concept, reference, settings: ApplySettings, prom
     sigma = model.get_model_object("model_sampling").percent_to_sigma(max(percent, 1e-3))
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(conditioning, conditioning)
-    latent = torch.zeros_like(subject.latents[0])
+    own = model.model.latent_format.latent_channels  # an inpainting or pix2pix model reads more than it draws
+    latent = torch.zeros_like(subject.latents[0][:, :own])
     euler, one_step = comfy.samplers.sampler_object("euler"), torch.tensor([float(sigma), 0.0])
     guider.sample(latent, latent, euler, one_step, disable_pbar=True, seed=0)
     return captured

@@ -15,7 +15,9 @@ TINY_TRAINING = {"steps": 6, "preview_prompts": "a photo of a large pink *", "ba
 OPTIONS = {"preview_every": 2, "checkpoint_every": 3}
 GRID = "app.graph.nodes.find(n => n.type === 'ViCoCheckpointGrid')"
 PANEL = "app.graph.nodes.find(n => n.type === 'ViCoTrain').vicoSpinPanel"
-VOTES = "app.graph.nodes.find(n => n.type === 'SPINVote').widgets.find(w => w.name === 'votes').value"
+VOTE = "app.graph.nodes.find(n => n.type === 'SPINVote')"
+VOTES = f"{VOTE}.widgets.find(w => w.name === 'votes').value"
+VOTE_BOX = f"{VOTE}.widgets.find(w => w.name === 'vote').element"
 
 
 @RENDERERS
@@ -129,6 +131,17 @@ def test_votes_by_keys_live_through_a_reload_and_become_a_win_rate(open_page, vu
     }""")
     assert page.run_to_its_end() == "execution_success"
     assert page.words("SPINVote").startswith("4 pairs to vote on")
+    assert page.page.evaluate(f"!{VOTE_BOX}.contains(document.activeElement)"), "the end of a run takes no keys"
+    page.look(f"app.canvas.ds.scale = 1; app.canvas.centerOnNode({VOTE}); app.canvas.setDirty(true, true)")
+    box = page.page.evaluate(f"(r => [r.x, r.y, r.width, r.height])({VOTE_BOX}.getBoundingClientRect())")
+    on_it = box[0] + box[2] / 2, box[1] + box[3] / 2
+    page.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<input id=elsewhere>'); elsewhere.focus()")
+    page.page.mouse.move(*on_it)
+    page.page.keyboard.type("12u")
+    assert page.page.evaluate("elsewhere.value") == "12u" and page.page.evaluate(VOTES) == ""
+    page.page.evaluate("elsewhere.remove()")
+    page.page.mouse.move(1, 1)
+    page.page.mouse.move(*on_it)
     for key in ("1", "Space", "u", "2", "2"):
         page.page.keyboard.press(key)
     votes = page.page.evaluate(VOTES)

@@ -21,6 +21,7 @@ ACTION = re.compile(
 )
 
 PLAY = {"play": "several rounds", "play.rounds": 2, "play.steps": "4", "play.learning_rate": "abc", "play.beta": "1"}
+ONE = {"play": "one round", "play.steps": 1, "play.learning_rate": 1e-4, "play.beta": 1.0}
 TRAIN = {"train": "LoRA", "train.rank": 4, "batch_size": 1, "resolution": 128, "seed": 0, "run_name": "spin"}
 VICO = {"initialiser": "toy", "placeholder": "*", "steps": 1, "seed": 0, "run_name": "toy", "size": 64}
 PICTURES = {"creature": "any", "colour": "any", "scene": "any", "size": "any", "taste_from": 1.0, "taste_to": 1.0}
@@ -28,6 +29,13 @@ MODELS = {"models.model0": ["0", 0], "models.model1": ["0", 0]}
 BEFORE_A_RUN = [
     ("SPINTrain", {**PLAY, **TRAIN}, 'Write learning_rate as numbers, as in "2e-5, 1e-5".'),
     ("SPINTrain", {"play": "one round", **TRAIN, "resolution": 0}, "Set resolution to 64 at least, and 2048 at most."),
+    (
+        "SPINTrain",
+        {**PLAY, **TRAIN, "play.learning_rate": "1", "play.rounds": 0},
+        "Set rounds to 2 at least, and 20 at most.",
+    ),
+    ("SPINTrain", {**ONE, **TRAIN, "play.steps": 0}, "Set steps to 1 at least, and 1000000 at most."),
+    ("SPINTrain", {**ONE, **TRAIN, "train.rank": 0}, "Set rank to 1 at least, and 256 at most."),
     ("SPINDataset", {"source": "pictures from the graph", "captions": ""}, "Connect images, or choose a folder."),
     ("SPINDataset", {"source": "gone"}, "Choose source again."),
     ("SPINDataset", {"source": "of_nothing"}, "Put captioned pictures into input/of_nothing."),

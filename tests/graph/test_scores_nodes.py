@@ -143,6 +143,51 @@ def test_a_data_set_is_scored_by_its_own_captions(call, scorers, tmp_path):
         call("ScorePictures", scorer=scorer, prompts="", best=2)
 
 
+@pytest.fixture
+def many(tmp_path):
+    """A data set of 40 pictures with 7 captions."""
+    from vico_spin.spin_core.data import Dataset
+
+    for i in range(40):
+        tiny.picture(48, 64, i).save(tmp_path / f"{i:02d}.png")
+        (tmp_path / f"{i:02d}.txt").write_text(f"caption {i % 7}")
+    return Dataset(tmp_path)
+
+
+def test_a_large_data_set_is_scored_batch_by_batch_and_its_sheet_ends(host, call, scorers, many):
+    """The numbers are those of all pictures at once, to the bit; 24 of 40 are six rows of 256 + 26 + 12 pixels."""
+    import comfy.utils
+
+    scorer, _ = call("ScoreLoadScorer", scorer="PickScore v1", file="automatic")
+    seen, before = [], comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total)))
+    try:
+        with torch.inference_mode():
+            node = host.node_classes["ScorePictures"].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
+            made = node.execute(scorer=scorer, prompts="", best=30, dataset=many)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(before)
+    samples = list(many.samples())
+    whole = scorer.score([one.image.open() for one in samples], [one.prompt for one in samples])
+    assert json.loads(made.result[2])["scores"] == whole and len(made.result[0]) == 30
+    assert seen[0][1] == 40 and seen[-1] == (40, 40)
+    (shown,) = made.ui.as_dict()["images"]
+    sheet = Image.open(Path(folder_paths.get_temp_directory()) / shown["subfolder"] / shown["filename"])
+    assert sheet.height == 6 * (256 + 26 + 12) - 12 + 2 * 20
+
+
+def test_scoring_a_data_set_can_be_cancelled(call, scorers, many):
+    from comfy import model_management
+
+    scorer, _ = call("ScoreLoadScorer", scorer="PickScore v1", file="automatic")
+    model_management.interrupt_current_processing()
+    try:
+        with pytest.raises(model_management.InterruptProcessingException):
+            call("ScorePictures", scorer=scorer, prompts="", best=1, dataset=many)
+    finally:
+        model_management.interrupt_current_processing(False)
+
+
 def test_a_missing_scorer_says_what_to_put_where(call, scorers):
     with pytest.raises(ValueError, match=r"Put HPS_v2.1_compressed.pt into .*scorers\d*.\nHPS v2.1 is not here"):
         call("ScoreLoadScorer", scorer="HPS v2.1", file="automatic")
@@ -240,6 +285,9 @@ def test_a_report_outside_the_output_folder_is_refused(call, output, tmp_path):
     [
         ({"names": "base"}, "Write 2 different names"),
         ({"names": "a, a"}, "Write 2 different names"),
+        ({"names": "r1.0, r1_0"}, "Write names that make different folders"),
+        ({"names": "SPIN, spin"}, "Write names that make different folders"),
+        ({"names": "base, References"}, "Write names that make different folders"),
         ({"prompts": " \n"}, "no prompts"),
     ],
 )

@@ -463,7 +463,7 @@ def test_the_mask_preview_has_applys_trigger(bench):
         bench.call("ViCoMaskPreview", **inputs, **told, prompt="a photo of a *", trigger="sks")
 
 
-def test_pix2pix_is_shown_the_photo_as_the_picture_to_edit(bench, call, parts):
+def pix2pix_model():
     import comfy.model_base
     import comfy.model_management
     import comfy.model_patcher
@@ -475,11 +475,30 @@ def test_pix2pix_is_shown_the_photo_as_the_picture_to_edit(bench, call, parts):
     built = comfy.model_base.SD15_instructpix2pix(config)
     models.seeded(built.diffusion_model, 0)
     devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    pix2pix = Bench(call, comfy.model_patcher.CoreModelPatcher(built, *devices), *parts[1:])
+    return comfy.model_patcher.CoreModelPatcher(built, *devices)
+
+
+def inpainting_model():
+    from vico_spin.scripts import models
+
+    model = models.of_family("sd1", in_channels=9)
+    model.model.set_inpaint()
+    return model
+
+
+def test_pix2pix_is_shown_the_photo_as_the_picture_to_edit(bench, call, parts):
+    pix2pix = Bench(call, pix2pix_model(), *parts[1:])
     pix2pix.concept = bench.concept
     model, clip = pix2pix.apply()
     assert not close(pix2pix.sample(model, clip), pix2pix.sample(pix2pix.model, clip), 1e-3)
     assert pix2pix.passes == [1] * 2 * STEPS
+
+
+@pytest.mark.parametrize("make", [pix2pix_model, inpainting_model])
+def test_the_mask_preview_of_a_model_that_reads_more_than_the_latent(bench, make):
+    given = {"clip": bench.clip, "concept": bench.concept, "reference": bench.reference, "prompt": "a photo of a *"}
+    _, masks = bench.call("ViCoMaskPreview", model=make(), **given, percent=0.5, mask="automatic")
+    assert len(masks) == 2 and all(0 < mask.mean() < 1 for mask in masks)
 
 
 def test_a_base_of_other_channels_is_refused_by_name(bench):

@@ -39,9 +39,9 @@ def test_save_and_load(host, call, models_vico):
     assert second != path, "nothing is overwritten"
 
 
-@pytest.mark.parametrize("prefix", ["toys/", "", "sub/..", ".", "toys/duck"])
+@pytest.mark.parametrize("prefix", ["toys/", "", "sub/..", ".", "toys/duck", "toys/v1.5"])
 def test_nothing_is_overwritten_whatever_the_prefix(call, models_vico, prefix):
-    """The host counts from 1 again where a prefix ends in a slash, is empty, or leads back."""
+    """The host counts from 1 again where a prefix ends in a slash, is empty, or leads back; a dot in it ends no name."""
     asked = {"concept": make_concept(), "filename_prefix": prefix}
     paths = [call("ViCoSaveConcept", format=kind, **asked)[0] for kind in ("safetensors", "original pair") * 2]
     assert len(set(paths)) == 4 and all(os.path.isfile(path) for path in paths)
