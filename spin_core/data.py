@@ -4,6 +4,7 @@ Bad input is named, left out and counted; it never ends a run.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from .samples import Picture, Sample
 PICTURE_COLUMNS = ("image", "jpg", "png", "picture", "img")
 THUMB_COLUMNS = ("label", "thumb", "liked")  # of pictures without a pair
 THUMBS = {"true": 1.0, "up": 1.0, "liked": 1.0, "false": 0.0, "down": 0.0, "disliked": 0.0}  # numbers may be classes
+SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])")
 PICK_A_PIC_COLUMNS = ["jpg_0", "jpg_1", "caption", "label_0", "label_1"]
 
 
@@ -95,8 +97,26 @@ def read_folder(folder: Path, report: Report) -> Iterator[Sample]:
         return read_metadata(table, report)
     for ending, reader in ((".tar", read_tar), (".parquet", read_parquet)):  # img2dataset puts tables beside archives
         if files := pictures_below(folder, {ending}):
+            files = for_training(files, folder, report)
             return (sample for file in files for sample in reader(file, report))
     return read_pictures(captioned_folder(folder, report))
+
+
+def for_training(files: list[Path], folder: Path, report: Report) -> list[Path]:
+    """Without the hub's test and validation splits, which are noted, where there is a training split."""
+    splits = {file: split_of(file.relative_to(folder)) for file in files}
+    others = [file for file, split in splits.items() if split not in ("", "train")]
+    if not others or "train" not in splits.values():
+        return files
+    told = ", ".join(sorted({splits[file] for file in others}))
+    report.note(f"{len(others)} files of other splits than train, left alone: {told}")
+    return [file for file in files if file not in others]
+
+
+def split_of(path: Path) -> str:
+    """The hub's split by the name of the file or of its folder (train-00000-of-00002.parquet, test/0.parquet), or ""."""
+    found = filter(None, (SPLIT.match(part.lower()) for part in path.parts))
+    return next((match[0] for match in found), "")
 
 
 def read_pictures(found: Iterator[Captioned]) -> Iterator[Sample]:

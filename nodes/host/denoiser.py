@@ -47,13 +47,23 @@ def schedule_of(model_sampling) -> NoiseSchedule:
     return NoiseSchedule.from_alphas_cumprod(1 / (sigmas.square() + 1))
 
 
+def channels_read(model) -> int:
+    """Channels that the network of a host's BaseModel reads: the latent's, and of what the host puts beside them."""
+    config, form = model.model_config.unet_config, model.latent_format
+    if "model_channels" in config:
+        return config["in_channels"]
+    noise = torch.zeros(1, form.latent_channels, *[1] * (form.latent_dimensions - 2), 8, 8)
+    beside = model.concat_cond(noise=noise, device=noise.device)
+    return form.latent_channels + (0 if beside is None else beside.shape[1])
+
+
 def check_channels(model) -> None:
-    """ValueError for a U-Net that reads more than the latent: inpainting, pix2pix."""
-    config, latent = model.model_config.unet_config, model.latent_format.latent_channels
-    if "model_channels" in config and config["in_channels"] != latent:
+    """ValueError for a network that reads more than the latent: inpainting, pix2pix."""
+    reads, latent = channels_read(model), model.latent_format.latent_channels
+    if reads != latent:
         raise ValueError(
             "Connect the model that this one was made from.\n"
-            f"It reads {config['in_channels']} channels and a latent has {latent}: inpainting and pix2pix are not trained here."
+            f"It reads {reads} channels and a latent has {latent}: inpainting and pix2pix are not trained here."
         )
 
 

@@ -15,6 +15,8 @@ from ..host.frozen import patched_hash
 from ..host.pictures import strip, to_image, to_pictures
 from ..host.sampling import Sampling, sample_latents
 
+HELD = 256  # encodings in memory, of 0.2 MB (SD1.x) to 4 MB (T5) each; all of them lie on disk
+
 
 @dataclass(frozen=True)
 class OpponentSampling(Sampling):
@@ -44,9 +46,11 @@ class Captions:
 
     def conditioning(self, prompt: str) -> list:
         """CONDITIONING of one prompt."""
-        if prompt not in self.seen:
-            self.seen[prompt] = self._kept(prompt)
-        return self.seen[prompt]
+        found = self.seen.pop(prompt, None) or self._kept(prompt)
+        self.seen[prompt] = found
+        if len(self.seen) > HELD:
+            del self.seen[next(iter(self.seen))]  # the one that was asked for longest ago
+        return found
 
     def _kept(self, prompt: str) -> list:
         made_from = {"prompt": prompt, **self.made_from}

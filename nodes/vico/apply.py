@@ -62,5 +62,7 @@ class ApplyViCo(io.ComfyNode):
             return io.NodeOutput(model, clip)
         settings = ApplySettings(strength, start_percent, end_percent, mask, effect_mask=effect_mask, **more)
         subject = make_subject(model, clip, concept, reference, settings)
+        if not subject.active_places:
+            return io.NodeOutput(model, clip)
         say(describe_base(concept, model) or describe_cost(subject, model))
         return io.NodeOutput(attach(model, subject), with_trigger(clip, subject.trigger))

@@ -3,8 +3,12 @@
 import math
 import uuid
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 
+import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.utils import get_attr
 from torch import Tensor
 
 from ...vico_core import Place, ViCoConcept, base_hash, feature_bytes, same_base
@@ -102,6 +106,7 @@ def attach(model, subject: Subject):
         path = f"diffusion_model.{place.block}.forward"
         plain, tokens = model.get_model_object(path), subject.tokens[place.name]
         model.add_object_patch(path, image_attended(plain, place, tokens, subject))
+    model.add_callback_with_key(CallbacksMP.ON_CLONE, subject.key, partial(follow, subject.places))
     model.set_additional_models(subject.key, [subject.patcher])
     wrappers = {
         WrappersMP.OUTER_SAMPLE: subject.on_sample,
@@ -131,7 +136,25 @@ def image_attended(previous, place: Place, tokens: ImageTokens, subject):
         return tokens.changed(returned, options, lambda x: subject.attend(place, x, options))
 
     forward.previous, forward.node = previous, "Apply ViCo"
+    forward.over = lambda other: image_attended(other, place, tokens, subject)
     return forward
+
+
+def follow(places: list[Place], old, new) -> None:
+    """A clone of the model that has another network (to compile it, for hooks) runs that one's blocks."""
+    if new.model is old.model:
+        return
+    for place in places:
+        before, block = (get_attr(patcher.model, f"diffusion_model.{place.block}") for patcher in (old, new))
+        path = f"diffusion_model.{place.block}.forward"
+        new.object_patches[path] = moved(new.object_patches[path], before, block)
+
+
+def moved(forward, before: torch.nn.Module, block: torch.nn.Module):
+    """A chain of image attention over a block, over another one instead; what another node has put below it stays."""
+    if hasattr(forward, "over"):
+        return forward.over(moved(forward.previous, before, block))
+    return MethodType(type(block).forward, block) if getattr(forward, "__self__", None) is before else forward
 
 
 def step_bytes(subject: Subject, model) -> int:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...vico_core import Kept, Place, attention_of_heads, keep_tokens, object_mask, read_columns, text_attention
+from ..host.denoiser import channels_read
 from ..host.families.image_tokens import LATENT, ImageTokens
 
 CAPTURE = "vico_capture"  # in transformer_options while a reference pass runs
@@ -128,16 +129,15 @@ def as_input(model, raw: Tensor) -> Tensor:
 
     For an inpainting model with an empty mask and itself as the picture behind it; for pix2pix, itself as the picture to edit.
     """
-    config, own = model.model_config.unet_config, model.latent_format.latent_channels
+    channels, own = channels_read(model), model.latent_format.latent_channels
     if raw.shape[1] != own:
         raise ValueError(
             f"Encode the reference with the model's own VAE.\nIt has {raw.shape[1]} latent channels and the model's have {own}."
         )
     latent = model.process_latent_in(raw)
-    channels = config["in_channels"] if "model_channels" in config else own
     if channels == own:
         return latent
-    if channels == 2 * own + 1:
+    if channels == 2 * own + 1 and "model_channels" in model.model_config.unet_config:
         return torch.cat([latent, torch.zeros_like(latent[:, :1]), latent], dim=1)
     if isinstance(model, comfy.model_base.IP2P):
         return torch.cat([latent, model.process_ip2p_image_in(raw)], dim=1)

@@ -53,4 +53,4 @@ def draw(
     """Pictures [prompts × seeds, H, W, 3] of latents of `shape` [C, h, w], with an empty negative prompt."""
     encoded = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("", *prompts)}
     latents = (sample_latents(model, shape, seeds, sampling, encoded[text], encoded[""], on_step) for text in prompts)
-    return torch.cat([vae.decode(latent) for latent in latents])
+    return torch.cat([vae.decode(latent).flatten(0, -4) for latent in latents])  # some decode to [B, T, H, W, 3]

@@ -61,5 +61,5 @@ class Evaluations:
 
     def end(self) -> None:
         """The run is over: what it came by is expected of the next one."""
-        if self.steady and not self.expected:
+        if self.steady and self.seen and not self.expected:
             self.walks[self.key] = torch.stack([timestep[0] for timestep in self.seen]).tolist()

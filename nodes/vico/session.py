@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
@@ -20,6 +21,7 @@ from ...train_core import (
     Training,
     TrainingDiverged,
     best_step,
+    load_trained,
     read_state,
     train,
 )
@@ -158,7 +160,7 @@ def _train(model, clip, vae, pictures: list[Picture], asked: TrainingRun, say, s
     if best is not None:
         told += f"\nBest score {training.history[best - 1].metrics[SCORE]:.4f}, after step {best}."
     if best is not None and asked.options.result == BEST:
-        session.trained.load_state_dict(read_state(files.states.file(best))["weights"])
+        take_state(session.trained, files.states.file(best))
         concept = concept_now(best)
         files.keep(concept)
     say(told)
@@ -247,8 +249,13 @@ def keep_lost(files: RunFiles, trained: TrainedConcept, concept_now: Callable) -
     """Concepts of states whose run was killed between the two. Training then goes on from the newest state anyway."""
     for step in files.states.steps():
         if not files.concept_file(step).is_file():
-            trained.load_state_dict(read_state(files.states.file(step))["weights"])
+            take_state(trained, files.states.file(step))
             files.keep(concept_now(step))
+
+
+def take_state(trained: TrainedConcept, file: Path) -> None:
+    """A state's weights into what is trained: where the word is fixed, it is in none."""
+    load_trained({name: p for name, p in trained.named_parameters() if p.requires_grad}, read_state(file)["weights"])
 
 
 def identity_of(session: Session, vae, pictures, asked: TrainingRun) -> dict:
@@ -311,7 +318,6 @@ def preview_drawer(
         parts = (session.patcher, session.text, vae, concept, reference)
         usual = as_usual(sampling, session.patcher, cfg=FLOW_CFG)
         with session.frozen.given_back():
-            pixels = as_a_node(draw_with_concept, *parts, prompts, [0], usual, source)
-        return pixels.flatten(0, -4)
+            return as_a_node(draw_with_concept, *parts, prompts, [0], usual, source)
 
     return draw

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import torch
@@ -37,6 +38,8 @@ FEATURES = KEY + ".features"  # in transformer_options: the reference's kept tok
 def training_clip(clip: comfy.sd.CLIP) -> comfy.sd.CLIP:
     """A CLIP with weights of its own, LoRAs merged in, that gradients can pass. Call it inside training_mode()."""
     source = clip.patcher
+    with torch.inference_mode():
+        comfy.model_management.unload_model_and_clones(source)  # takes another node's LoRAs out of the shared weights
     weights = own_weights(source.model, {})
     layers = (layer for layer in weights.modules() if isinstance(layer, CLIPLayer))
     read_copies(norm for layer in layers for norm in (layer.layer_norm1, layer.layer_norm2))

@@ -2,6 +2,8 @@ import csv
 import io
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -303,3 +305,20 @@ def test_what_is_not_liked_is_no_picture_to_learn_from(tmp_path):
 def test_nothing_usable_says_why(tmp_path):
     with pytest.raises(ValueError, match=r"Take a data set with preference pairs(?s:.*)no second picture"):
         encode_dataset(Listed(samples()[1:2]), encoder(tmp_path, []), None, Report(), "pairs")
+
+
+def test_of_the_hubs_splits_the_training_split_is_read(tmp_path):
+    """The prompts that one is judged on were trained on as well."""
+    picture = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(picture, "PNG")
+    names = ("train-00000-of-00002", "train-00001-of-00002", "test_unique-00000-of-00001", "validation-00000-of-00001")
+    for name in names:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        rows = [{"image": picture.getvalue(), "text": name}]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data" / f"{name}.parquet")
+    report = Report()
+    assert [s.prompt for s in Dataset(tmp_path).samples(report)] == list(names[:2])
+    assert "2 files of other splits than train, left alone: test, validation" in report.text()
+    for name in names[:2]:
+        (tmp_path / "data" / f"{name}.parquet").unlink()
+    assert [s.prompt for s in Dataset(tmp_path).samples()] == list(names[2:]), "there is nothing else"

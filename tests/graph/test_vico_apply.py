@@ -425,6 +425,38 @@ def test_a_compiled_model_gives_the_same_picture(bench):
     bench.count_passes()
 
 
+def test_a_clone_with_another_network_runs_that_networks_blocks(bench, make_sd1):
+    """The host makes one to compile a model, and where prompts have hooks; two subjects, one over the other."""
+    with torch.inference_mode():
+        other = make_sd1(seed=9)
+    model, clip = bench.apply()
+    second = bench.apply(model, clip, make_concept(3), bench.make_reference(7), trigger="+")
+    expected = bench.apply(other)
+    expected = bench.apply(*expected, make_concept(3), bench.make_reference(7), trigger="+")
+    moved = second[0].clone(model_override=other.get_clone_model_override())
+    prompt = "a photo of a * and a + on the beach"
+    assert close(bench.sample(moved, second[1], prompt), bench.sample(*expected, prompt))
+    assert not close(bench.sample(*second, prompt), bench.sample(*expected, prompt), 0.01)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_no_steps_give_back_what_went_in(bench, call, sampler):
+    """As SplitSigmas at step 0 leaves them."""
+    model, clip = bench.apply()
+    (how,) = call("KSamplerSelect", sampler_name=sampler)
+    sides = {"positive": bench.encode(clip, PROMPT), "negative": bench.encode(clip, "")}
+    inputs = {"add_noise": False, "noise_seed": 1, "cfg": 5.0, "sampler": how, "sigmas": torch.tensor([14.6])}
+    latent = {"samples": torch.ones(1, 4, 16, 16)}
+    drawn = call("SamplerCustom", model=model, **inputs, **sides, latent_image=latent)[0]["samples"]
+    assert torch.equal(
+        drawn, call("SamplerCustom", model=bench.model, **inputs, **sides, latent_image=latent)[0]["samples"]
+    )
+
+
+def test_all_places_off_is_the_plain_model_bit_for_bit(bench):
+    assert torch.equal(bench.sample(*bench.apply(place_strengths="0")), bench.plain())
+
+
 def test_a_concept_may_sit_behind_any_decoder_block(bench):
     """At four more places that add nothing the picture is that of the paper's four, bit for bit; one that adds something changes it."""
     widths = {f"output_blocks.{level}.1": width for level, width in zip((3, 5, 7, 11), (128, 128, 64, 32), strict=True)}

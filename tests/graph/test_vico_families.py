@@ -6,13 +6,20 @@ The prompts come from the small CLIP, whose rows are as wide as the family's enc
 import gc
 import inspect
 
+import comfy.ldm.wan.vae
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
 import folder_paths
 import pytest
 import torch
 
+from vico_spin.nodes.host.denoiser import ModelDenoiser
 from vico_spin.nodes.host.frozen import Frozen
+from vico_spin.nodes.host.sampling import Sampling
 from vico_spin.nodes.vico import memory, session
 from vico_spin.nodes.vico.capture import CAPTURE
+from vico_spin.nodes.vico.drawing import draw
 from vico_spin.nodes.vico.photos import Photo, Reference
 from vico_spin.nodes.vico.places import known_family, places_of, possible_places, shape_at
 from vico_spin.scripts import models, transformers
@@ -260,6 +267,30 @@ def test_a_variant_with_a_forward_of_its_own_is_refused(call):
     bench.model.model.diffusion_model.__class__ = Variant
     with pytest.raises(ValueError, match="has no place for ViCo"):
         bench.apply()
+
+
+def test_a_transformer_that_reads_more_than_the_latent_is_refused(call):
+    """Flux Fill beside a concept of Flux: torch said that shapes cannot be multiplied, at the first step."""
+    flux, dev = Bench(call, "Flux.1"), transformers.TRANSFORMERS["Flux.1"]
+    config = comfy.supported_models.FluxInpaint({**dev.unet, "dtype": torch.float32, "in_channels": 96})
+    config.set_inference_dtype(torch.float32, None)
+    fill = config.get_model({}, device=None)
+    flux.model = comfy.model_patcher.CoreModelPatcher(fill, torch.device("cpu"), torch.device("cpu"))
+    with pytest.raises(ValueError, match="takes 96 channels, which ViCo cannot fill from a photo"):
+        flux.apply()
+    with pytest.raises(ValueError, match="It reads 96 channels and a latent has 16"):
+        ModelDenoiser(flux.model)
+
+
+def test_a_vae_of_frames_gives_pictures(call):
+    """ViCo Checkpoint Grid got [1, T, H, W, 3] of the host's Wan VAE, and no picture is made of that."""
+    bench = Bench(call, "Wan")
+    with torch.inference_mode():
+        small = {"attn_scales": [], "temperal_downsample": [False, True, True], "dropout": 0.0}
+        weights = comfy.ldm.wan.vae.WanVAE(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, **small)
+        vae, how = comfy.sd.VAE(sd=models.seeded(weights, 0).state_dict()), Sampling("euler", "simple", 1, 1.0)
+        drawn = draw(bench.model, bench.clip, vae, ["a cat", "a dog"], [0], how, (16, 1, SIDE, SIDE))
+    assert drawn.shape == (2, 64, 64, 3)
 
 
 # Training

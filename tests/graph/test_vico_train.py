@@ -322,6 +322,35 @@ def test_a_scorer_chooses_the_best_step_and_ends_the_run(train, home, caplog):
     assert last[3] == run and last[0].step == 4 and same_bits(last[0], train(steps=4, run_name="plain")[0])
 
 
+def test_a_fixed_words_run_has_a_best_step_and_writes_lost_concepts_again(train, call, home):
+    """Its states hold no word, and could not be read back."""
+    (options,) = call("ViCoOptions", word="fixed to the initialiser")
+    told = {"preview_prompts": "a photo of a *", "preview_every": 1, "vico_options": options, "checkpoint_every": 1}
+    concept, _, _, run = train(steps=2, scorer=Judge(0.7, 0.1), **told)
+    assert concept.step == 1 and same_bits(concept, train(steps=1, run_name="plain", vico_options=options)[0])
+    (home / "vico" / run / "step-00001.safetensors").unlink()
+    assert train(steps=3, scorer=Judge(0.2), **told)[0].step == 1
+    assert same_bits(ViCoConcept.load(home / "vico" / run / "step-00001.safetensors"), concept)
+
+
+def test_another_nodes_lora_on_the_text_encoder_is_left_there(parts, make_clip):
+    """A text was encoded with it before: the plain encoder's copy had it too."""
+    with torch.inference_mode():
+        clip = make_clip()
+        name = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+        plain = comfy.utils.get_attr(clip.patcher.model, name).clone()
+        changed = clip.clone()
+        assert changed.patcher.add_patches({name: ("diff", (torch.ones_like(plain),))})
+        changed.encode_from_tokens_scheduled(changed.tokenize("a cat"))
+    with copies.training_mode():
+        own = streams.training_clip(clip)
+        assert torch.equal(comfy.utils.get_attr(own.patcher.model, name), plain)
+        own = streams.training_clip(changed)
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([own.patcher])
+        torch.testing.assert_close(comfy.utils.get_attr(own.patcher.model, name), plain + 1)
+
+
 def test_previews_that_a_scorer_could_rate_are_asked_for(train):
     with pytest.raises(ValueError, match="Write preview prompts"):
         train(scorer=Judge(), preview_every=1)
