@@ -19,7 +19,7 @@ from .statistics import (
 
 
 class Table(NamedTuple):
-    """One scorer's numbers where every model has them: P prompts, S seeds.
+    """One scorer's numbers where every model has them: P prompts, S seeds. Of votes: P pairs, a prompt as often as it has pairs.
 
     scores: model to [P, S]. pictures: model to its files, [P][S]. left_out: sentences on what is not in the table.
     """
@@ -35,7 +35,7 @@ class Table(NamedTuple):
 
 
 class Duel(NamedTuple):
-    """One model against the baseline by one scorer, in prompts."""
+    """One model against the baseline by one scorer. pairs: what it won or lost, as many as prompts but for votes."""
 
     scorer: str
     by: str
@@ -47,6 +47,7 @@ class Duel(NamedTuple):
     method: str
     difference: float
     difference_interval: Interval
+    pairs: int
 
     @property
     def verdict(self) -> str:
@@ -95,8 +96,8 @@ def table(rows: Sequence[dict], models: Sequence[str]) -> Table:
     cells: dict[tuple, dict[str, dict[str, dict]]] = {}
     for row in rows:
         if "score" in row:
-            seeds = cells.setdefault((row["concept"], row["prompt"]), {}).setdefault(row["model"], {})
-            seeds[row["seed"]] = row
+            key = row["concept"], row["prompt"], row.get("pair", "")
+            cells.setdefault(key, {}).setdefault(row["model"], {})[row["seed"]] = row
     shared = {key: common_seeds(cell, models) for key, cell in cells.items()}
     usual = Counter(len(seeds) for seeds in shared.values() if seeds).most_common(1)
     kept = [key for key, seeds in shared.items() if seeds and len(seeds) == usual[0][0]]
@@ -105,7 +106,7 @@ def table(rows: Sequence[dict], models: Sequence[str]) -> Table:
         scorer=rows[0]["scorer"],
         by=rows[0]["by"],
         models=models,
-        prompts=[f"{concept}: {prompt}" if concept else prompt for concept, prompt in kept],
+        prompts=[f"{concept}: {prompt}" if concept else prompt for concept, prompt, _ in kept],
         seeds=[shared[key] for key in kept],
         scores={model: np.array([[row["score"] for row in line] for line in grid[model]]) for model in models},
         pictures={model: [[row["picture"] for row in line] for line in grid[model]] for model in models},
@@ -116,7 +117,13 @@ def table(rows: Sequence[dict], models: Sequence[str]) -> Table:
 def common_seeds(cell: dict[str, dict[str, dict]], models: Sequence[str]) -> list[str]:
     """The seeds that every model has for this prompt, numbers in their order."""
     shared = set.intersection(*(set(cell.get(model, ())) for model in models))
-    return sorted(shared, key=lambda seed: (int(seed), "") if seed.isdecimal() else (0, seed))
+    return sorted(shared, key=in_order)
+
+
+def in_order(seed: str) -> tuple[list[int], str]:
+    """A key to sort seeds by: 42, 42-1, 42-2, 43."""
+    parts = seed.split("-")
+    return (list(map(int, parts)), "") if all(map(str.isdecimal, parts)) else ([0], seed)
 
 
 def left_out(rows: Sequence[dict], cells: dict, kept: list) -> list[str]:
@@ -129,19 +136,20 @@ def left_out(rows: Sequence[dict], cells: dict, kept: list) -> list[str]:
 
 
 def duel(table: Table, model: str, baseline: str, how: str = "mean", k: int | None = None) -> Duel:
-    """model against baseline over the table's prompts, each prompt one number by the aggregation."""
+    """model against baseline over the table's rows, each one number by the aggregation; intervals are over prompts."""
     a, b = (aggregate(table.scores[name], how, k) for name in (model, baseline))  # [P] each
     return Duel(
         scorer=table.scorer,
         by=table.by,
         model=model,
         baseline=baseline,
-        prompts=len(a),
+        prompts=len(set(table.prompts)),
         win_rate=win_rate(a, b),
-        interval=win_rate_interval(a, b),
-        method=interval_method(a, b),
+        interval=win_rate_interval(a, b, prompts=table.prompts),
+        method=interval_method(a, b, table.prompts),
         difference=float((a - b).mean()),
-        difference_interval=mean_difference_interval(a, b),
+        difference_interval=mean_difference_interval(a, b, prompts=table.prompts),
+        pairs=len(a),
     )
 
 
@@ -172,5 +180,6 @@ def means(made: Sequence[Table], how: str = "mean", k: int | None = None) -> lis
     for table in made:
         for model in table.models:
             values = aggregate(table.scores[model], how, k)
-            found.append(Mean(table.scorer, table.by, model, float(values.mean()), mean_interval(values)))
+            interval = mean_interval(values, prompts=table.prompts)
+            found.append(Mean(table.scorer, table.by, model, float(values.mean()), interval))
     return found

@@ -35,7 +35,7 @@ function arrange() {
     article.hidden = !words.every((word) => prompt.includes(word));
     shown += !article.hidden;
   }
-  document.getElementById("count").textContent = `${shown} of ${articles.length} prompts`;
+  document.getElementById("count").textContent = `${shown} of ${articles.length} shown`;
 }
 
 scorer.addEventListener("change", () => { showScores(); arrange(); });

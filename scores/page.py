@@ -102,10 +102,11 @@ def best_model(duels: Sequence[Duel]) -> str:
 
 def header(contents: Contents) -> str:
     table = contents.tables[0]
-    seeds = table.scores[table.models[0]].shape[1]
+    rows, seeds = table.scores[table.models[0]].shape
+    prompts = len(set(table.prompts))
     facts = {
-        "prompts": len(table.prompts),
-        "pictures a prompt": seeds,
+        "prompts": prompts,
+        **({"pictures a prompt": seeds} if rows == prompts else {"pairs": rows}),
         "models": len(contents.models),
         "scorers": len(contents.tables),
     }
@@ -125,7 +126,8 @@ def lead(contents: Contents) -> str:
     said = []
     for duel in (duel for duel in contents.duels if duel.model == leader):
         low, high = (f"{100 * end:.0f}" for end in duel.interval)
-        what, interval = (" of the prompts", "95% interval ") if not said else ("", "")
+        unit = "prompts" if duel.pairs == duel.prompts else "pairs"
+        what, interval = (f" of the {unit}", "95% interval ") if not said else ("", "")
         said.append(f"{percent(duel.win_rate)}{what} by {escape(duel.scorer)} ({interval}{low}–{high}%)")
     return f"It wins {', '.join(said)}."
 
@@ -201,8 +203,9 @@ def curves(contents: Contents) -> str:
     for table in contents.tables:
         present = [model for model in contents.rounds if model in table.models]
         values = [table.scores[model].mean(axis=1) for model in present]  # [P] each
+        ends = [mean_interval(v, prompts=table.prompts) for v in values]
         if present:
-            charts.append(curve(table.scorer, present, [v.mean() for v in values], [mean_interval(v) for v in values]))
+            charts.append(curve(table.scorer, present, [v.mean() for v in values], ends))
     if len(contents.rounds) < 2 or not charts:
         return ""
     note = "The mean score over prompts, round by round, with its 95% interval."

@@ -1,5 +1,6 @@
 """Which pictures there are and what each was made from: model, prompt, seed, photos of the real thing."""
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -109,10 +110,21 @@ def pattern_of(layout: str) -> re.Pattern:
 
 
 def captioned_samples(model: str, found: Iterator[Captioned]) -> list[Sample]:
-    """Pictures with their captions; a prompt's pictures are its seeds, in order, where no column says the seed."""
-    seeds, samples = {}, []
+    """Pictures with their captions; a prompt's pictures are its seeds, in order, where no column says the seed.
+
+    Pictures of one prompt and one seed, as a batch has them, are told apart: 42, 42-1, 42-2.
+    """
+    names, taken, samples = {}, set(), []
     for one in found:
-        prompt = one.captions[0]
-        counted = seeds[prompt] = seeds.get(prompt, -1) + 1
-        samples.append(Sample(model, one.picture, prompt, str(one.meta.get("seed", counted))))
+        prompt, said = one.captions[0], one.meta.get("seed")
+        said = "" if said is None else str(said).strip()
+        free = names.setdefault((prompt, said), seed_names(said))
+        seed = next(name for name in free if (prompt, name) not in taken)
+        taken.add((prompt, seed))
+        samples.append(Sample(model, one.picture, prompt, seed))
     return samples
+
+
+def seed_names(seed: str) -> Iterator[str]:
+    """42, 42-1, 42-2 and so on; of a blank seed 0, 1, 2."""
+    return (f"{seed}-{number}" if seed and number else seed or str(number) for number in itertools.count())

@@ -1,5 +1,6 @@
 """Win rates and their intervals: paired by prompt, ties count half, the prompts are what is resampled."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,30 +52,45 @@ def win_rate(a, b) -> float:
     return float(outcomes(a, b).mean())
 
 
-def win_rate_interval(a, b, confidence: float = 0.95, seed: int = 0) -> Interval:
+def win_rate_interval(a, b, confidence: float = 0.95, seed: int = 0, prompts: Sequence[str] | None = None) -> Interval:
     """The win rate's interval: BCa bootstrap over prompts, or the exact bound where every prompt came out alike.
 
-    a, b: as for win_rate. The seed fixes the resampling, so that a report can be made twice.
+    a, b: as for win_rate. The seed fixes the resampling, so that a report can be made twice. prompts: see per_prompt.
     """
-    won = outcomes(a, b)
+    totals, counts = per_prompt(outcomes(a, b), prompts)
+    won = totals / counts
     if all_alike(won):
         return alike_interval(won[0], len(won), confidence)
-    return with_unseen(bca_interval(won, confidence, seed), won, confidence)
+    return with_unseen(bca_interval(totals, counts, confidence, seed), won, confidence)
 
 
-def mean_difference_interval(a, b, confidence: float = 0.95, seed: int = 0) -> Interval:
+def mean_difference_interval(
+    a, b, confidence: float = 0.95, seed: int = 0, prompts: Sequence[str] | None = None
+) -> Interval:
     """BCa interval of mean(a - b) over prompts, in the score's own unit; NaN ends where it cannot be told.
 
     Scores have no bounds, so a single prompt, or differences that are all alike, say nothing about the spread.
     """
     a, b = paired(a, b)
-    return mean_interval((a - b).mean(axis=1), confidence, seed)
+    return mean_interval((a - b).mean(axis=1), confidence, seed, prompts)
 
 
-def mean_interval(values, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """BCa interval of the mean of [P] independent values; NaN ends where they are all alike."""
-    values = np.asarray(values, dtype=np.float64)
-    return Interval(np.nan, np.nan) if all_alike(values) else bca_interval(values, confidence, seed)
+def mean_interval(values, confidence: float = 0.95, seed: int = 0, prompts: Sequence[str] | None = None) -> Interval:
+    """BCa interval of the mean of values, over prompts, which are independent; NaN ends where these are all alike."""
+    totals, counts = per_prompt(np.asarray(values, dtype=np.float64), prompts)
+    return Interval(np.nan, np.nan) if all_alike(totals / counts) else bca_interval(totals, counts, confidence, seed)
+
+
+def per_prompt(values: np.ndarray, prompts: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Each prompt's sum and its number of values. prompts: every value's; None where each has a prompt of its own.
+
+    Values of one prompt are not independent, so they are resampled together.
+    """
+    if prompts is None:
+        return values, np.ones(len(values))
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    places = [places[prompt] for prompt in prompts]
+    return np.bincount(places, values), np.bincount(places)
 
 
 def all_alike(values: np.ndarray) -> bool:
@@ -103,26 +119,32 @@ def with_unseen(interval: Interval, won: np.ndarray, confidence: float) -> Inter
     return Interval(float(low), float(high))
 
 
-def bca_interval(values: np.ndarray, confidence: float, seed: int) -> Interval:
-    """Bias-corrected and accelerated bootstrap interval of the mean (Efron 1987). values: [P], not all alike."""
+def bca_interval(totals: np.ndarray, counts: np.ndarray, confidence: float, seed: int) -> Interval:
+    """Bias-corrected and accelerated bootstrap interval of the mean (Efron 1987). [P] each, the means not all alike."""
     from scipy.stats import bootstrap
 
     result = bootstrap(
-        (values,),
-        np.mean,
+        (totals, counts),
+        mean_of,
+        paired=True,
         vectorized=True,
         method="BCa",
         confidence_level=confidence,
         n_resamples=RESAMPLES,
-        batch=max(1, BATCH_NUMBERS // len(values)),
+        batch=max(1, BATCH_NUMBERS // len(totals)),
         random_state=np.random.default_rng(seed),
     )
     return Interval(*map(float, result.confidence_interval))
 
 
-def interval_method(a, b) -> str:
+def mean_of(totals: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+    return totals.sum(axis=axis) / counts.sum(axis=axis)
+
+
+def interval_method(a, b, prompts: Sequence[str] | None = None) -> str:
     """Which of the two intervals win_rate_interval gives, in words, for the report."""
-    won = outcomes(a, b)
+    totals, counts = per_prompt(outcomes(a, b), prompts)
+    won = totals / counts
     if all_alike(won):
         return "exact (every prompt came out alike)"
     unseen = "" if (won < 0.5).any() and (won > 0.5).any() else ", with room for the outcome that no prompt had"

@@ -88,7 +88,7 @@ def asked_for(cls, prompts: str, pictures: int) -> list[str]:
 
 
 class Opened(Sequence):
-    """A data set's pictures, each opened when a scorer asks for it: a batch of them is held, and the person can cancel.
+    """A data set's pictures, each opened when a scorer asks for it: a batch of them is decoded, and the person can cancel.
 
     One that does not decode is grey and in `broken`: its number counts for nothing.
     """
@@ -114,23 +114,32 @@ class Opened(Sequence):
 
 def score_data_set(scorer: Scorer, dataset, references) -> tuple[str, list[Picture], list[str], list[float]]:
     """(what was found and left out, the pictures, their captions, their numbers) of a data set, each picture once."""
-    report, found = Report(), {}
-    for sample in dataset.samples(report):
-        if sample.image is None or sample.image.name in found:
-            report.kept -= 1
-        else:
-            found[sample.image.name] = sample
-    samples = list(found.values())
-    opened = Opened([sample.image for sample in samples])
-    numbers = scorer.score(opened, [sample.prompt for sample in samples], references) if samples else []
+    report = Report()
+    found = each_once(dataset, report)
+    opened = Opened([picture for picture, _ in found])
+    numbers = scorer.score(opened, [prompt for _, prompt in found], references) if found else []
     for error in opened.broken.values():
         report.kept -= 1
         report.leave_out(error.name, error.reason)
-    scored = [(s.image, s.prompt, numbers[i]) for i, s in enumerate(samples) if i not in opened.broken]
+    scored = [(*one, numbers[i]) for i, one in enumerate(found) if i not in opened.broken]
     if not scored:
         raise ValueError(f"Connect a dataset with pictures.\nNone of it can be scored: {report.in_a_line()}")
     pictures, prompts, numbers = zip(*scored, strict=True)
     return report.text(), list(pictures), list(prompts), list(numbers)
+
+
+def each_once(dataset, report: Report) -> list[tuple[Picture, str]]:
+    """A data set's pictures with their captions, without the rejected ones of pairs.
+
+    Pictures of a .tar or .parquet are held as the files' bytes: a scorer reads all captions before the first picture.
+    """
+    found = {}
+    for sample in dataset.samples(report):
+        if sample.image is None or sample.image.name in found:
+            report.kept -= 1
+        else:
+            found[sample.image.name] = sample.image, sample.prompt
+    return list(found.values())
 
 
 def best_of(pictures: list[Image.Image] | dict[int, Image.Image], chosen: Sequence[int]):

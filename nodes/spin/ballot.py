@@ -79,6 +79,7 @@ def write_run(pairs: list[Pair], share: dict[str, float], names: tuple[str, str]
     for pair in pairs:
         for name, file, score in zip(names, pair.pictures, (share[pair.id], 1 - share[pair.id]), strict=True):
             sha256 = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-            rows.append(row_of(Sample(name, file, pair.prompt, pair.id), people.name, by, sha256) | {"score": score})
+            sample = Sample(name, file, pair.prompt, pair.id)
+            rows.append(row_of(sample, people.name, by, sha256) | {"score": score, "pair": pair.id})
     run.add(rows)
     return duels(tables(run.rows, list(names)), names[0])

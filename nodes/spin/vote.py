@@ -91,4 +91,5 @@ def shown_pair(pair: Pair) -> dict:
 def in_words(fights: list) -> str:
     (fight,) = fights
     low, high = 100 * fight.interval.low, 100 * fight.interval.high
-    return f"{fight.model} wins {100 * fight.win_rate:.0f}% of {fight.prompts} prompts ({low:.0f}-{high:.0f}%)."
+    won = f"{fight.model} wins {100 * fight.win_rate:.0f}% of {fight.pairs} pairs ({low:.0f}-{high:.0f}%)."
+    return f"{won} Different prompts: {fight.prompts}."

@@ -12,7 +12,7 @@ from vico_spin.scores.comparison import tables
 from vico_spin.scores.evaluate import evaluate
 from vico_spin.scores.prompts import read_prompts
 from vico_spin.scores.report import published
-from vico_spin.scores.run import Run
+from vico_spin.scores.run import Run, row_of
 from vico_spin.scores.scorer import Scorer
 from vico_spin.scripts import tiny_scorers as tiny
 
@@ -87,6 +87,33 @@ def test_a_metadata_table_gives_prompt_and_seed(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = samples.samples_of("m", tmp_path, None, None)
     assert [(sample.picture.name, sample.seed) for sample in found] == [("b.png", "0"), ("a.png", "1")]
+
+
+def test_pictures_of_one_prompt_and_seed_are_told_apart(tmp_path):
+    """A batch has one seed for all its pictures; two models' batches line up whatever their tables' order."""
+    names = [f"{i}.png" for i in range(4)]
+    rows = [
+        {"file_name": name, "text": "a cat", "seed": seed} for name, seed in zip(names, (42, 42, 7, 42), strict=True)
+    ]
+    folders = [pictures(tmp_path / model, *names) for model in "mn"]
+    (folders[0] / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    cells = [f"{row['file_name']},{row['text']}, {row['seed']}" for row in (rows[2], rows[0], rows[1], rows[3])]
+    (folders[1] / "metadata.csv").write_text("\n".join(["file_name,text,seed", *cells]))
+    found = [samples.samples_of(folder.name, folder, None, None) for folder in folders]
+    assert [sample.seed for sample in found[0]] == ["42", "42-1", "7", "42-2"]
+    made = [row_of(one, "s", "by", "") | {"score": int(one.picture.stem)} for model in found for one in model]
+    (table,) = tables(made, ["m", "n"])
+    assert table.seeds == [["7", "42", "42-1", "42-2"]]
+    assert table.scores["m"].tolist() == table.scores["n"].tolist() == [[2, 0, 1, 3]] and not table.left_out
+
+
+@pytest.mark.parametrize("blank", ["", " ", None])
+def test_pictures_without_a_seed_are_numbered(tmp_path, blank):
+    names = [f"{i}.png" for i in range(4)]
+    seeds = [blank, 1, blank, blank]
+    rows = [{"file_name": name, "text": "a cat", "seed": seed} for name, seed in zip(names, seeds, strict=True)]
+    (pictures(tmp_path, *names) / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [sample.seed for sample in samples.samples_of("m", tmp_path, None, None)] == ["0", "1", "2", "3"]
 
 
 def test_captions_beside_the_pictures(tmp_path):

@@ -114,7 +114,7 @@ def test_the_headline_follows_the_intervals(verdicts, said):
     """A verdict is where the interval lies: above ½, below it, or around it."""
     ends = {"wins": (0.6, 0.8), "loses": (0.1, 0.3), "even": (0.4, 0.6)}
     intervals = [Interval(*ends[verdict]) for verdict in verdicts.split()]
-    found = [Duel(f"s{i}", f"by{i}", "b", "a", 9, 0.5, ends, "", 0.0, ends) for i, ends in enumerate(intervals)]
+    found = [Duel(f"s{i}", f"by{i}", "b", "a", 9, 0.5, ends, "", 0.0, ends, 9) for i, ends in enumerate(intervals)]
     assert headline(Contents("t", "a", ["a", "b"], [], found, [], [], {}, {}, "")) == said
 
 

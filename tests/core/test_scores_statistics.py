@@ -42,6 +42,27 @@ def test_prompts_are_resampled_not_pictures():
     assert copies == win_rate_interval(a, b)
 
 
+def test_pairs_of_one_prompt_are_resampled_together():
+    """Four pairs a prompt tell what [P, 4] seeds tell; pairs of one prompt alone tell nothing of other prompts."""
+    generator = np.random.default_rng(5)
+    a, b = generator.normal(0.3, 1, (20, 4)), generator.normal(0, 1, (20, 4))
+    prompts = [str(p) for p in range(20) for _ in range(4)]
+    assert win_rate_interval(a.ravel(), b.ravel(), prompts=prompts) == pytest.approx(win_rate_interval(a, b))
+    assert mean_difference_interval(a.ravel(), b.ravel(), prompts=prompts) == pytest.approx(
+        mean_difference_interval(a, b)
+    )
+    low, high = win_rate_interval(np.r_[np.ones(11), np.zeros(9)], np.full(20, 0.5), prompts=["a"] * 20)
+    assert (low, high) == pytest.approx((0.025 * 0.55, 1 - 0.025 * 0.45))
+
+
+def test_the_interval_of_unequal_pairs_lies_around_their_win_rate():
+    """Each of 40 prompts has 1 to 5 pairs, all won or all lost: the rate is over pairs, and so is its interval."""
+    counts = np.arange(40) % 5 + 1
+    won = np.repeat(counts > 2, counts).astype(float)
+    low, high = win_rate_interval(won, np.full(len(won), 0.5), prompts=np.repeat(np.arange(40), counts).tolist())
+    assert low < 96 / 120 < high and low > np.mean(counts > 2)  # 8 · (3 + 4 + 5) of 8 · 15 pairs; 24 of 40 prompts
+
+
 @pytest.mark.parametrize("prompts", [1, 10, 200])
 def test_all_wins_give_the_exact_bound_not_a_point(prompts):
     """Clopper–Pearson for n wins of n: low = 0.025^(1/n), high = 1."""

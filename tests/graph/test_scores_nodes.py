@@ -176,6 +176,31 @@ def test_a_large_data_set_is_scored_batch_by_batch_and_its_sheet_ends(host, call
     assert sheet.height == 6 * (256 + 26 + 12) - 12 + 2 * 20
 
 
+def test_a_pairs_rejected_pictures_are_not_held_while_the_others_are_scored(host):
+    import gc
+    import weakref
+
+    from vico_spin.nodes.scores.score_pictures import score_data_set
+    from vico_spin.scores.scorer import Scorer
+    from vico_spin.spin_core.samples import Picture, Sample, png_of
+
+    rejected = []
+
+    class Pairs:
+        def samples(self, report):
+            for i in range(3):
+                loser = Picture(f"{i}, rejected", b"")
+                rejected.append(weakref.ref(loser))
+                yield Sample("a cat", Picture(f"{i}", png_of(tiny.picture(8, 8, i))), loser, 1.0)
+
+    class Held(Scorer):
+        def score(self, pictures, prompts=None, references=None):
+            gc.collect()
+            return [float(sum(loser() is not None for loser in rejected))] * len(pictures)
+
+    assert score_data_set(Held(), Pairs(), None)[3] == [0.0, 0.0, 0.0]
+
+
 def test_scoring_a_data_set_can_be_cancelled(call, scorers, many):
     from comfy import model_management
 

@@ -16,13 +16,20 @@ PROMPTS = "a\nb\nc\nd"
 pytestmark = pytest.mark.usefixtures("output")
 
 
-def pictures(seed):
-    return torch.rand(4, 16, 16, 3, generator=torch.Generator().manual_seed(seed))
+def pictures(seed, count=4):
+    return torch.rand(count, 16, 16, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def many_pictures(count):
+    return {"first": pictures(0, count), "second": pictures(1, count)}
 
 
 @pytest.fixture
 def vote(host):
-    """vote(*lines): the node with votes such as "0 first anna", the number being the pair's place → (results, pairs)."""
+    """vote(*lines): the node with votes such as "0 first anna", the number being the pair's place → (results, pairs).
+
+    (12, "first") is a line too.
+    """
 
     def run(*lines, **changes):
         node = host.node_classes["SPINVote"].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
@@ -30,7 +37,8 @@ def vote(host):
         asked |= {"voter": "me", "folder": "votes", **changes}
         with torch.inference_mode():
             pairs = node.execute(**asked, votes="").ui["pairs"]
-            written = [f"{pairs[int(line[0])]['id']}{line[1:]}" for line in lines]
+            parts = [line.split(maxsplit=1) if isinstance(line, str) else line for line in lines]
+            written = [f"{pairs[int(place)]['id']} {rest}" for place, rest in parts]
             done = node.execute(**asked, votes="\n".join(written))
         return done.result, pairs
 
@@ -55,7 +63,7 @@ def test_votes_become_pairs_winner_first_and_ties_are_left_out(vote):
     winners = [Path(sample.image.source).relative_to(run).parts[0] for sample in found]
     losers = [Path(sample.image_b.source).relative_to(run).parts[0] for sample in found]
     assert winners == ["first", "second"] and losers == ["second", "first"]
-    assert told.startswith("tuned wins 50% of 3 prompts")
+    assert told.startswith("tuned wins 50% of 3 pairs") and told.endswith("Different prompts: 3.")
     rows = [json.loads(line) for line in (Path(run) / "metadata.jsonl").read_text().splitlines()]
     assert [(row["label_0"], row["label_1"]) for row in rows] == [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5)]
 
@@ -73,7 +81,7 @@ def test_several_people_are_merged_and_ones_last_vote_counts(vote):
     )
     (dataset, _, told), _ = vote(*lines)
     assert [sample.prompt for sample in samples(dataset)] == ["a", "c"]
-    assert told.startswith("tuned wins 50% of 3 prompts")  # 1/3 loses, 1/2 a tie, 1 wins
+    assert told.startswith("tuned wins 50% of 3 pairs")  # 1/3 loses, 1/2 a tie, 1 wins
 
 
 def test_the_same_pictures_have_the_same_folder_and_others_another(vote):
@@ -87,6 +95,26 @@ def test_score_report_makes_a_page_of_the_votes(vote, call):
     _, page = call("ScoreReport", run=run, title="Votes", baseline="", aggregation="mean", rounds=False)
     text = Path(page).read_text(encoding="utf-8")
     assert "people" in text and "tuned" in text and "75" in text
+
+
+@pytest.mark.parametrize(
+    ("prompts", "winners", "rate"),
+    [("A" * 20, "2" * 11 + "1" * 9, 11 / 20), ("AAAABBBBCDE", "22222222111", 8 / 11), ("AAAB", "2201", 2.5 / 4)],
+)
+def test_every_pair_counts_once_however_many_its_prompt_has(vote, call, prompts, winners, rate):
+    """11/20, 8/11 and (1 + 1 + ½ + 0)/4, on the node and on Score Report's page."""
+    choices = {"0": "tie", "1": "first", "2": "second"}
+    votes = [(place, choices[winner]) for place, winner in enumerate(winners)]
+    (_, run, found), _ = vote(*votes, prompts="\n".join(prompts), **many_pictures(len(prompts)))
+    assert found.startswith(f"tuned wins {100 * rate:.0f}% of {len(prompts)} pairs")
+    assert found.endswith(f"Different prompts: {len(set(prompts))}.")
+    _, page = call("ScoreReport", run=run, title="Votes", baseline="", aggregation="single", rounds=False)
+    text = Path(page).read_text(encoding="utf-8")
+    assert f"It wins {100 * rate:.0f}% of the pairs" in text and f"<dt>pairs</dt><dd>{len(prompts)}</dd>" in text
+    whole = json.loads(Path(page).with_suffix(".json").read_text(encoding="utf-8"))
+    (duel,) = whole["duels"]
+    assert duel["win_rate"] == pytest.approx(rate) and duel["prompts"] == len(set(prompts))
+    assert whole["left_out"] == {"people's votes": []}
 
 
 def test_votes_on_other_pictures_are_kept_and_do_nothing(vote):
