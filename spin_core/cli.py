@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from ..intake import LIMITS, Report, check_file
@@ -27,7 +27,7 @@ from ..train_core import (
     unet_layers,
     weights_hash,
 )
-from ..train_core.lora_dialects import plain_lora
+from ..train_core.lora_dialects import peft_settings, plain_lora, with_alphas
 from .curves import verdict
 from .data import Dataset
 from .encoding import encode_dataset, taken_by
@@ -314,8 +314,11 @@ def read_lora(path: Path, unet) -> dict[str, torch.Tensor]:
     check_file(path, LIMITS.weights_bytes)
     try:
         state = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f'"{path.name}" is no whole safetensors file ({error}): take another LoRA') from error
+    state = with_alphas(state, peft_settings(path, metadata), path.name)
     lora = plain_lora(state, find_layers(unet, "."), path.name)
     for stem, up, down in lora_pairs(lora):
         weight = unet.get_submodule(stem).weight

@@ -2,17 +2,21 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..intake.tables import parse_json, read_json
+
 # What stands behind a layer's name in each dialect: plain LoRA, LoHa, LoKr, GLoRA, OFT, and whole differences.
 PARTS = (
     r"lora_(?:up|down|mid|A|B)(?:\.default)?(?:\.weight)?|lora\.(?:up|down|mid)\.weight|lora_linear_layer\.(?:up|down)\.weight|"
-    r"hada_\w+|lokr_\w+|[ab][12]\.weight|oft_(?:blocks|diag)|diff(?:_b)?|w_norm|b_norm"
+    r"hada_\w+|lokr_\w+|[ab][12]\.weight|oft_(?:blocks|diag)|diff(?:_b)?|set_weight|w_norm|b_norm"
 )
 LAYER_PART = re.compile(rf"(?P<layer>.+?)(?P<part>\.(?:{PARTS})|_lora\.(?:up|down)\.weight)$")
-SIDE_PART = re.compile(r"(?P<layer>.+?)(?P<part>\.(?:alpha|dora_scale|rescale))$")
+SIDE_PART = re.compile(r"(?P<layer>.+?)(?P<part>\.(?:alpha|dora_scale|rescale|reshape_weight))$")
 PARTNERS = [("lora_up", "lora_down"), ("lora.up", "lora.down"), ("layer.up", "layer.down"), ("lora_A", "lora_B")]
 PARTNERS += [
     ("hada_w1_a", "hada_w1_b"),
@@ -41,7 +45,9 @@ PLAIN_PARTS = {
     for part in parts
 }
 PREFIXES = ("base_model_model_", "lora_unet_", "lycoris_", "diffusion_model_", "model_", "unet_", "transformer_")
-TEXT_ENCODERS = ("lora_te", "text_encoder", "te_", "te1_", "te2_")
+# bundle_emb: words that were learnt beside a LoRA
+TEXT_ENCODERS = ("lora_te", "text_encoder", "te_", "te1_", "te2_", "bundle_emb.")
+PEFT_PREFIXES = re.compile(r"^(?:unet\.|transformer\.|base_model\.model\.)+")
 
 
 def is_lora(state: dict[str, Tensor]) -> bool:
@@ -57,24 +63,82 @@ def canonical(layer: str) -> str:
     return re.sub(r"to_out_0$", "to_out", name).replace("_", "")
 
 
-def read_dialect(state: dict[str, Tensor], names: Iterable[str]) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """(the tensors under the model's names, the layers among them, the layers that the model has not).
+class Dialect(NamedTuple):
+    """A LoRA's tensors under the model's names, and what of the file is not among them."""
 
-    names: of the model's layers. Layers of text encoders are left out: self-play changes none.
-    """
+    tensors: dict[str, Tensor]
+    layers: list[str]
+    strange: list[str]  # layers that the model has not
+    text: list[str]  # layers of text encoders: self-play changes none
+    unknown: list[str]  # tensors that are no part of a LoRA that is read here
+
+
+def read_dialect(state: dict[str, Tensor], names: Iterable[str]) -> Dialect:
+    """The LoRA as the model with layers of these names has it."""
     known = {canonical(name): name for name in names}
-    renamed, found, strange = {}, {}, {}
+    renamed, found, strange, text, unknown = {}, {}, {}, {}, []
     for key, tensor in state.items():
         match = LAYER_PART.match(key) or SIDE_PART.match(key)
-        if match is None or key.startswith(TEXT_ENCODERS):
-            continue
-        layer = match["layer"]
-        if (name := known.get(canonical(layer))) is None:
-            strange[layer] = None
+        if key.startswith(TEXT_ENCODERS):
+            text[match["layer"] if match else key] = None
+        elif match is None:
+            unknown.append(key)
+        elif (name := known.get(canonical(match["layer"]))) is None:
+            strange[match["layer"]] = None
         else:
             found[name] = None
             renamed[name + match["part"]] = tensor
-    return renamed, list(found), list(strange)
+    return Dialect(renamed, list(found), list(strange), list(text), unknown)
+
+
+def peft_settings(path: Path, metadata: dict[str, str]) -> dict:
+    """What peft has noted of the LoRA: in the file's metadata, as diffusers does, or in adapter_config.json beside peft's own file.
+
+    Raises: ValueError where that is no JSON object.
+    """
+    beside, found = path.with_name("adapter_config.json"), {}
+    if "lora_adapter_metadata" in metadata:
+        found = parse_json(metadata["lora_adapter_metadata"], path.name)
+    elif path.stem == "adapter_model" and beside.is_file():
+        found = read_json(beside)
+    if not isinstance(found, dict):
+        raise ValueError(
+            f'Save or download the LoRA again.\nThe settings that come with "{path.name}" are no JSON object.'
+        )
+    return found
+
+
+def with_alphas(state: dict[str, Tensor], settings: dict, name: str) -> dict[str, Tensor]:
+    """The LoRA with peft's alphas as tensors: in a file without any a layer's rank is its alpha. name: of the file, for errors.
+
+    settings: peft's own, or diffusers', whose names begin with the network's (unet.lora_alpha).
+    Raises: ValueError where they are not those of a plain LoRA.
+    """
+    alphas = {}
+    for key, tensor in state.items():
+        match = LAYER_PART.match(key)
+        if match is None or key.startswith(TEXT_ENCODERS):
+            continue
+        layer = match["layer"]
+        own = {setting.removeprefix(f"{layer.partition('.')[0]}."): value for setting, value in settings.items()}
+        if own.get("use_dora") or own.get("peft_type", "LORA") != "LORA":
+            raise ValueError(f'Take a plain LoRA.\n"{name}" is of another kind, by the settings that come with it.')
+        alpha = alpha_of(PEFT_PREFIXES.sub("", layer), own)
+        if alpha is None or not match["part"].startswith(".lora_A") or f"{layer}.alpha" in state:
+            continue
+        if not isinstance(alpha, int | float):
+            raise ValueError(f'Save or download the LoRA again.\nThe alpha that comes with "{name}" is no number.')
+        root = len(tensor) ** 0.5 if own.get("use_rslora") else 1  # alpha / √rank instead of alpha / rank
+        alphas[f"{layer}.alpha"] = torch.tensor(float(alpha * root))
+    return state | alphas
+
+
+def alpha_of(layer: str, settings: dict) -> float | None:
+    """The layer's own alpha, or that of all, as peft looks it up; None where none is noted."""
+    for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
+        if re.match(rf"(?:.*\.)?(?:{pattern})$", layer):
+            return alpha
+    return settings.get("lora_alpha")
 
 
 def without_partner(renamed: dict[str, Tensor]) -> list[str]:
@@ -89,12 +153,15 @@ def plain_lora(state: dict[str, Tensor], names: Iterable[str], name: str) -> dic
 
     Raises: ValueError where it is none, is not whole, or belongs to another model.
     """
-    renamed, layers, strange = read_dialect(state, names)
+    read = read_dialect(state, names)
+    renamed, layers, strange = read.tensors, read.layers, read.strange
     if strange or not layers:
         what = f"{len(strange)} of its {len(strange) + len(layers)} layers are not in this model" if strange else ""
         raise ValueError(
             f'Take the model that the LoRA was trained on.\n"{name}" is of another: {what or "it has none of this one"}.'
         )
+    if read.unknown:
+        raise ValueError(f'Take a plain LoRA.\n"{name}" has parts of another kind (for instance {read.unknown[0]}).')
     if halves := without_partner(renamed):
         raise ValueError(f'Save or download the LoRA again.\n"{name}" is not whole: {halves[0]} has no partner.')
     found = {}

@@ -14,6 +14,7 @@ import comfy.lora
 import comfy.lora_convert
 import comfy.model_base
 import comfy.model_management
+import comfy.model_sampling
 import comfy.sd
 import comfy.utils
 import folder_paths
@@ -24,8 +25,9 @@ from torch import Tensor
 from ...intake import LIMITS, check_file, check_pickle
 from ...sprite_world import EXAMPLE, EXAMPLE_LORA
 from ...train_core import save_tensors
-from ...train_core.lora_dialects import is_lora, read_dialect, without_partner
+from ...train_core.lora_dialects import is_lora, peft_settings, read_dialect, with_alphas, without_partner
 from ..host.folders import register_folder
+from .patch_sizes import fits
 
 FOLDER = "spin"
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})(?=\.\w+$)")
@@ -78,22 +80,29 @@ def load_onto(path: str, model, strength: float, say: Callable[[str], None] = la
     say: is told how many layers were taken. Raises: ValueError where the file does not belong to the model.
     """
     name = os.path.basename(path)
-    state = load_state(Path(path))
+    state, metadata = load_state(Path(path))
     if is_lora(state):
         if model is None:
             raise ValueError(f'Connect the model that the LoRA was trained on.\n"{name}" is a LoRA.')
-        return with_lora(model, state, strength, name, say)
-    network = network_of(state, name, say=say)
+        return with_lora(model, with_alphas(state, peft_settings(Path(path), metadata), name), strength, name, say)
+    network = network_of(state, metadata, name, say=say)
     network.cached_patcher_init = (load_network, (path,))
     return network if model is None else mixed(model, network, strength, name)
 
 
 def network_of(
-    state: dict[str, Tensor], name: str, disable_dynamic: bool = False, say: Callable[[str], None] = lambda text: None
+    state: dict[str, Tensor],
+    metadata: dict[str, str],
+    name: str,
+    disable_dynamic: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ):
-    """The diffusion model of these weights. Raises: ValueError where they are none, or not all of one."""
+    """The diffusion model of these weights. Raises: ValueError where they are none, or not all of one.
+
+    metadata: of the file, where the host finds how weights are quantised and what their names do not tell of the model.
+    """
     with what_is_missing() as missing:
-        network = comfy.sd.load_diffusion_model_state_dict(state, disable_dynamic=disable_dynamic)
+        network = comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata, disable_dynamic=disable_dynamic)
     if network is None:
         raise ValueError(f'Choose another checkpoint.\n"{name}" is neither a LoRA nor a model that ComfyUI knows.')
     weights = [key for key, _ in network.model.diffusion_model.named_parameters()]
@@ -127,7 +136,7 @@ def what_is_missing() -> Iterator[set[str]]:
 
 def load_network(path: str, disable_dynamic: bool = False):
     """The host's recipe for a deep copy."""
-    return network_of(load_state(Path(path)), os.path.basename(path), disable_dynamic)
+    return network_of(*load_state(Path(path)), os.path.basename(path), disable_dynamic)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -146,18 +155,20 @@ def files_of(path: Path) -> list[Path]:
     return [path.parent / name for name in names]
 
 
-def load_state(path: Path) -> dict[str, Tensor]:
-    """All tensors of the checkpoint, its shards together. Raises: ValueError where weights are not finite."""
-    state = {}
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of the checkpoint, its shards together. Raises: ValueError where weights are not finite."""
+    state, metadata = {}, {}
     for file in files_of(path):
-        state |= tensors_of(file)
+        tensors, header = tensors_of(file)
+        state |= tensors
+        metadata |= header
     broken = [key for key, t in state.items() if t.is_floating_point() and not is_finite(t)]
     if broken:
         raise ValueError(
             "Take an earlier checkpoint, or download this one again.\n"
             f'"{path.name}" has {len(broken)} weights that are NaN or infinite (for instance {broken[0]}).'
         )
-    return state
+    return state, metadata
 
 
 def read_weights(file: Path) -> tuple[dict, dict | None]:
@@ -181,13 +192,13 @@ def read_weights(file: Path) -> tuple[dict, dict | None]:
         ) from error
 
 
-def tensors_of(file: Path) -> dict[str, Tensor]:
-    """A file's tensors. Raises: ValueError where it has none or is not whole."""
-    found, _ = read_weights(file)
+def tensors_of(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A file's tensors and metadata. Raises: ValueError where it has no tensors or is not whole."""
+    found, metadata = read_weights(file)
     tensors = {k: v for k, v in found.items() if torch.is_tensor(v)} if isinstance(found, dict) else {}
     if not tensors:
         raise ValueError(f'Choose another checkpoint.\n"{file.name}" holds no weights.')
-    return tensors
+    return tensors, metadata or {}
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -198,38 +209,43 @@ def is_finite(tensor: Tensor) -> bool:
 def with_lora(model, state: dict[str, Tensor], strength: float, name: str, say: Callable[[str], None]):
     """The LoRA on the model, by the host's own loader: all of its layers. Raises: ValueError with the reason otherwise."""
     places = comfy.lora.model_lora_keys_unet(model.model, {})
-    renamed, layers, strange = read_dialect(comfy.lora_convert.convert_lora(state), places)
+    read = read_dialect(comfy.lora_convert.convert_lora(state), places)
+    renamed, layers, strange = read.tensors, read.layers, read.strange
     if strange:
         raise ValueError(
             "Connect the model that the LoRA was trained on.\n"
             f'{len(strange)} of {len(strange) + len(layers)} layers of "{name}" are not in this one (for instance {strange[0]}).'
         )
+    if read.unknown:
+        raise ValueError(
+            "Choose another LoRA.\n"
+            f'ComfyUI does not read {len(read.unknown)} tensors of "{name}" (for instance {read.unknown[0]}): without them it is not whole.'
+        )
     if halves := without_partner(renamed):
         raise ValueError(f'Save or download the LoRA again.\n"{name}" is not whole: {halves[0]} has no partner.')
     patches = comfy.lora.load_lora(renamed, places, log_missing=False)
     weights = model.model.state_dict()
-    wrong = [key for key, patch in patches.items() if isinstance(key, str) and not fits(patch, weights[key])]
+    wrong = [key for key, patch in patches.items() if not fits(patch, part_of(weights, key))]
     if wrong:
+        where = wrong[0] if isinstance(wrong[0], str) else wrong[0][0]
         raise ValueError(
-            f'Connect the model that the LoRA was trained on.\n{wrong[0]} of "{name}" has another shape in this one.'
+            f'Connect the model that the LoRA was trained on.\n{where} of "{name}" has another shape in this one.'
         )
     if lost := [layer for layer in layers if places[layer] not in patches]:
         raise ValueError(
             f'Choose another LoRA.\nComfyUI does not read the kind of {len(lost)} layers of "{name}" (for instance {lost[0]}).'
         )
-    say(f"LoRA: {len(patches)} of {len(layers)} layers")
+    others = f"; {len(read.text)} of text encoders are left out" if read.text else ""
+    say(f"LoRA: {len(patches)} of {len(layers)} layers{others}")
     patched = model.clone()
     patched.add_patches(patches, strength)
     return patched
 
 
-def fits(patch, weight: Tensor) -> bool:
-    """Whether up and down of a plain LoRA patch make this weight; other kinds of patches are the host's to judge."""
-    weights = getattr(patch, "weights", None)
-    if getattr(patch, "name", None) != "lora" or weights is None or weights[3] is not None:
-        return True
-    up, down = weights[0], weights[1]
-    return up.shape[0] == weight.shape[0] and down[0].numel() == weight[0].numel()
+def part_of(weights: dict[str, Tensor], key: str | tuple) -> Tensor | None:
+    """What a patch of this key changes: a weight, or a part of it where the key is (name, (axis, start, length) or None, ...)."""
+    name, place, *_ = (key, None) if isinstance(key, str) else key
+    return weights.get(name) if place is None else weights[name].narrow(*place)
 
 
 def mixed(model, network, strength: float, name: str):
@@ -266,10 +282,21 @@ def patched_weights(model) -> dict[str, Tensor]:
 
 def save_native(model, path: Path, metadata: dict[str, str]) -> None:
     """One safetensors file, as Load Diffusion Model reads it."""
-    state = patched_weights(model)
+    save_tensors(path, patched_weights(model) | v_marks(model), metadata)
+
+
+def v_marks(model) -> dict[str, Tensor]:
+    """The tensors by which the host's own files say that a model predicts v, and from which noise on."""
+    sampling, marks = model.get_model_object("model_sampling"), {}
     if model.model.model_type == comfy.model_base.ModelType.V_PREDICTION:
-        state["v_pred"] = torch.tensor([])
-    save_tensors(path, state, metadata)
+        marks["v_pred"] = torch.tensor([])
+        if getattr(sampling, "zsnr", False):
+            marks["ztsnr"] = torch.tensor([])
+    continuous, v = comfy.model_sampling.ModelSamplingContinuousEDM, comfy.model_sampling.V_PREDICTION
+    if isinstance(sampling, continuous) and isinstance(sampling, v):
+        marks["edm_vpred.sigma_max"] = sampling.sigma_max.detach().cpu().float().clone()
+        marks["edm_vpred.sigma_min"] = sampling.sigma_min.detach().cpu().float().clone()
+    return marks
 
 
 def file_metadata(metrics: dict) -> dict[str, str]:

@@ -3,16 +3,21 @@
 import json
 from pathlib import Path
 
+import comfy.model_base
 import comfy.utils
 
 from ...intake import write_text
 from ...train_core import save_tensors
-from .checkpoints import patched_weights
+from .checkpoints import patched_weights, v_marks
 
 
 def save_diffusers(model, folder: Path, metadata: dict[str, str]) -> None:
     """unet/config.json and unet/diffusion_pytorch_model.safetensors, as diffusers and the hub have it."""
     config = diffusers_config(model.model)
+    if isinstance(model.model, comfy.model_base.SDXL) and v_marks(model):
+        raise ValueError(
+            "Choose native U-Net.\nA diffusers folder of an SDXL that predicts v would load as one that predicts noise."
+        )
     native = patched_weights(model)
     names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
     # the host's table knows SDXL's second embedding by two names; a U-Net of the hub calls it add_embedding

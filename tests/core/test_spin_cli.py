@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vico_spin.__main__ import main as vico_spin_main
 from vico_spin.scripts.tiny_pipeline import write_pipeline
-from vico_spin.spin_core.cli import main
+from vico_spin.spin_core.cli import main, read_lora
 from vico_spin.spin_core.game import RoundSettings
 from vico_spin.spin_core.pipelines import check_scheduler
 from vico_spin.spin_core.settings import TrainSettings, parse
@@ -204,6 +204,17 @@ def test_a_lora_that_a_run_began_without_is_not_converted(train, model, tmp_path
     assert train(*lora, output="again") == 0
     ranks = {len(t) for n, t in converted(tmp_path, model, "again", "lora").items() if n.endswith("lora_down.weight")}
     assert ranks == {2}
+
+
+def test_a_lora_takes_its_alpha_from_the_header(model, tmp_path):
+    """diffusers writes no alpha tensors: alpha 1 of rank 2 was merged at twice its strength."""
+    unet = diffusers.UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    rows, columns = unet.get_submodule(layer).weight.shape
+    lora = {f"unet.{layer}.lora_A.weight": torch.ones(2, columns), f"unet.{layer}.lora_B.weight": torch.ones(rows, 2)}
+    header = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 1})}
+    save_file(lora, tmp_path / "half.safetensors", header)
+    assert read_lora(tmp_path / "half.safetensors", unet)[f"diffusion_model.{layer}.alpha"] == 1
 
 
 def test_a_lora_of_another_width_and_a_damaged_one_are_said(train, model, tmp_path, capsys):

@@ -1,8 +1,11 @@
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from vico_spin.train_core import LoRA, find_layers, gradient_checkpointing, stack_lora, weights_hash
+from vico_spin.train_core.lora_dialects import peft_settings, plain_lora, read_dialect, with_alphas
 
 
 class Block(nn.Module):
@@ -123,3 +126,65 @@ def test_half_precision_layers_keep_float32_masters(block, x):
         half(x.to(torch.bfloat16)).float().square().mean().backward()
     assert {p.dtype for p in lora.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in lora.parameters()} == {torch.float32}
+
+
+LAYER = "mid_block.attn1.to_q"
+
+
+def of_peft(rank=4, network="unet.", **more):
+    """A LoRA of one layer, as peft names it, with more of its tensors."""
+    found = {"lora_A.weight": torch.ones(rank, 8), "lora_B.weight": torch.ones(8, rank)} | more
+    return {f"{network}{LAYER}.{part}": tensor for part, tensor in found.items()}
+
+
+@pytest.mark.parametrize("part", ["lora_magnitude_vector", "lora_B.bias", "modules_to_save.weight"])
+def test_parts_that_a_plain_lora_has_not_are_said(part):
+    """They were dropped, and the rest of a DoRA was merged as a LoRA."""
+    with pytest.raises(ValueError, match=rf'Take a plain LoRA\.\n"x" has parts of another kind .*{part}'):
+        plain_lora(of_peft(**{part: torch.ones(8)}), [LAYER], "x")
+
+
+def test_layers_of_text_encoders_are_left_out_and_counted():
+    text = {f"text_encoder.q_proj.lora_{side}.weight": torch.ones(4, 4) for side in "AB"}
+    found = read_dialect(of_peft() | text | {"bundle_emb.cat.clip_l": torch.ones(1, 8)}, [LAYER])
+    assert found.layers == [LAYER] and not found.unknown and not found.strange
+    assert found.text == ["text_encoder.q_proj", "bundle_emb.cat.clip_l"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "network", "alpha"),
+    [
+        ({}, "unet.", None),
+        ({"unet.r": 4, "unet.lora_alpha": 2, "text_encoder.lora_alpha": 9}, "unet.", 2),
+        ({"text_encoder.lora_alpha": 9}, "unet.", None),
+        ({"transformer.lora_alpha": 2, "transformer.alpha_pattern": {"attn1.to_q": 3, "to_k": 5}}, "transformer.", 3),
+        ({"lora_alpha": 2, "alpha_pattern": {"^mid_block.*to_q": 3}}, "base_model.model.", 3),
+        ({"lora_alpha": 2, "alpha_pattern": {"q": 3}}, "", 2),
+        ({"lora_alpha": 2, "use_rslora": True, "peft_type": "LORA"}, "base_model.model.", 4),
+    ],
+)
+def test_alphas_are_taken_from_pefts_settings(settings, network, alpha):
+    """Rank-stabilised LoRA divides by √4 where a plain one divides by 4: its alpha of 2 is a plain one's of 4."""
+    found = with_alphas(of_peft(network=network), settings, "x").get(f"{network}{LAYER}.alpha")
+    assert found == alpha if alpha is None else found.item() == alpha
+
+
+def test_an_alpha_among_the_tensors_goes_before_the_settings():
+    state = of_peft(alpha=torch.tensor(1.0))
+    assert with_alphas(state, {"unet.lora_alpha": 2}, "x") == state
+
+
+@pytest.mark.parametrize("settings", [{"unet.use_dora": True}, {"peft_type": "LOHA"}, {"lora_alpha": "2"}])
+def test_settings_that_are_not_a_plain_loras_are_refused(settings):
+    with pytest.raises(ValueError, match=r'LoRA.*\n.*"x"'):
+        with_alphas(of_peft(), settings, "x")
+
+
+def test_pefts_own_file_has_its_settings_beside_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2}))
+    assert peft_settings(tmp_path / "adapter_model.safetensors", {}) == {"lora_alpha": 2}
+    assert peft_settings(tmp_path / "another.safetensors", {}) == {}
+    header = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 3})}
+    assert peft_settings(tmp_path / "another.safetensors", header) == {"unet.lora_alpha": 3}
+    with pytest.raises(ValueError, match="no JSON object"):
+        peft_settings(tmp_path / "another.safetensors", {"lora_adapter_metadata": "[]"})

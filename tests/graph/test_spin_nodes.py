@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import comfy.lora
+import comfy.model_base
 import comfy.model_management
 import comfy.sample
 import comfy.sd
+import comfy.supported_models
 import comfy.utils
 import folder_paths
 import numpy
@@ -20,10 +22,12 @@ from safetensors.torch import load_file, save_file
 
 from vico_spin.nodes.host import copies, frozen
 from vico_spin.nodes.host.training_options import TrainingOptionsNode
+from vico_spin.nodes.spin import captions
 from vico_spin.nodes.spin.captions import Captions
 from vico_spin.nodes.spin.checkpoints import checkpoint_names, load_state
 from vico_spin.scores.scorer import Scorer
 from vico_spin.scripts import models
+from vico_spin.scripts.transformers import transformer
 from vico_spin.spin_core.data import Dataset
 from vico_spin.spin_core.store import TensorStore
 from vico_spin.train_core import weights_hash
@@ -340,6 +344,14 @@ def test_two_families_with_one_text_encoder_share_no_captions(clip, tmp_path):
     assert hashes[0] != hashes[1]
 
 
+def test_encodings_of_many_captions_lie_on_disk(clip, tmp_path, monkeypatch):
+    """All of them were held: 24 GB for 100,000 captions of SD1.x."""
+    monkeypatch.setattr(captions, "HELD", 2)
+    kept = Captions(clip, TensorStore(tmp_path / "cache"))
+    first = [kept.conditioning(prompt)[0][0] for prompt in "abca"]
+    assert list(kept.seen) == ["c", "a"] and torch.equal(first[0], first[3])
+
+
 def test_cancel_is_heard_while_captions_are_encoded(play, monkeypatch):
     encoded = []
 
@@ -548,7 +560,7 @@ DIALECTS = {  # (what a layer is called, what its matrices are)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_loras_of_every_dialect_are_taken_whole(call, play, spin_folder, dialect):
+def test_loras_of_every_dialect_are_taken_whole(call, play, spin_folder, caplog, dialect):
     """unet.…to_k.lora.down.weight and base_model.model.… were "another base's"; each draws what our own file draws."""
     model = tiny()
     lora = play(model)[1]
@@ -565,8 +577,10 @@ def test_loras_of_every_dialect_are_taken_whole(call, play, spin_folder, dialect
     state["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"] = torch.zeros(1)
     spin_folder.mkdir(parents=True, exist_ok=True)
     save_file(state, spin_folder / "theirs.safetensors")
-    loaded = load(call, spin_folder, spin_folder / "theirs.safetensors", model=model)
+    with caplog.at_level("DEBUG"):
+        loaded = load(call, spin_folder, spin_folder / "theirs.safetensors", model=model)
     assert len(loaded.patches) == len(lora) // 3
+    assert f"{len(lora) // 3} layers; 1 of text encoders are left out" in caplog.text
     torch.testing.assert_close(answer(loaded), answer(comfy_load(model, lora)))
     save_file(dict(list(state.items())[1:]), spin_folder / "cut.safetensors")
     with pytest.raises(ValueError, match=r"not whole: .* has no partner"):
@@ -583,10 +597,17 @@ def lycoris(kind, shape):
         }
     if kind == "LoKr":
         return {"lokr_w1": draw(2, 2), "lokr_w2": draw(rows // 2, columns // 2)}
+    if kind == "LoRA":
+        return {"lora_up.weight": draw(rows, 2), "lora_down.weight": draw(2, columns)}
+    if kind == "GLoRA":
+        sizes = {"a1": (columns, 2), "a2": (2, columns), "b1": (rows, 2), "b2": (2, columns)}
+        return {f"{part}.weight": draw(*size) for part, size in sizes.items()}
+    if kind == "OFT":
+        return {"oft_blocks": draw(2, rows // 2, rows // 2)}
     return {"diff": draw(*shape)}
 
 
-@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "diff"])
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "GLoRA", "OFT", "diff"])
 def test_lycoris_kinds_are_taken_whole(call, spin_folder, caplog, kind):
     """Each draws what the host's own loader draws of it."""
     model = tiny()
@@ -605,6 +626,59 @@ def test_lycoris_kinds_are_taken_whole(call, spin_folder, caplog, kind):
     assert f"LoRA: {len(places)} of {len(places)} layers" in caplog.text and len(places) > 4
     torch.testing.assert_close(answer(loaded), answer(comfy_load(model, state)))
     assert not torch.equal(answer(loaded), answer(model))
+
+
+KEY_OF = {"sd1": "middle_block_1_transformer_blocks_0_attn2_to_k", "flux": "transformer_blocks.0.attn.to_q"}
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "LoHa", "LoKr", "GLoRA", "OFT", "diff"])
+@pytest.mark.parametrize("family", ["sd1", "flux"])
+def test_no_kind_of_another_width_is_taken(call, spin_folder, family, kind):
+    """The host says so in the log alone and leaves the weights, and the node said "1 of 1 layers". Flux's to_q is a part of a weight."""
+    model, layer = tiny(family), {"sd1": "lora_unet_{}", "flux": "transformer.{}"}[family].format(KEY_OF[family])
+    place = comfy.lora.model_lora_keys_unet(model.model, {})[layer]
+    weight = model.model.state_dict()[place if family == "sd1" else place[0]]
+    rows, columns = weight.shape if family == "sd1" else weight.narrow(*place[1]).shape
+    spin_folder.mkdir(parents=True)
+    for name, changed in {"own": rows, "other": 2 * rows}.items():
+        state = {f"{layer}.{part}": tensor for part, tensor in lycoris(kind, (changed, columns)).items()}
+        save_file(state, spin_folder / f"{name}.safetensors")
+    assert len(load(call, spin_folder, spin_folder / "own.safetensors", model=model).patches) == 1
+    with pytest.raises(ValueError, match=r'of "other.safetensors" has another shape in this one'):
+        load(call, spin_folder, spin_folder / "other.safetensors", model=model)
+
+
+PEFT_LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
+
+
+def of_peft(model):
+    """A LoRA of one layer, as diffusers writes it."""
+    name = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_v.weight"
+    rows, columns = model.model.state_dict()[name].shape
+    return {f"{PEFT_LAYER}.lora_A.weight": torch.ones(4, columns), f"{PEFT_LAYER}.lora_B.weight": torch.ones(rows, 4)}
+
+
+@pytest.mark.parametrize("part", ["lora_magnitude_vector", "lora_B.bias", "modules_to_save.weight"])
+def test_parts_of_a_lora_that_the_host_leaves_out_are_said(call, spin_folder, part):
+    model = tiny()
+    spin_folder.mkdir(parents=True)
+    save_file(of_peft(model) | {f"{PEFT_LAYER}.{part}": torch.ones(8)}, spin_folder / "dora.safetensors")
+    with pytest.raises(ValueError, match=rf'does not read 1 tensors of "dora.safetensors" .*{part}'):
+        load(call, spin_folder, spin_folder / "dora.safetensors", model=model)
+
+
+def test_a_lora_has_the_alpha_of_its_header(call, spin_folder):
+    """diffusers writes no alpha tensors, and without one the rank is taken: here it is four times the alpha."""
+    model = tiny()
+    lora, spoken = of_peft(model), {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 1})}
+    spin_folder.mkdir(parents=True)
+    save_file(lora, spin_folder / "header.safetensors", spoken)
+    save_file(lora | {f"{PEFT_LAYER}.alpha": torch.tensor(1.0)}, spin_folder / "tensor.safetensors")
+    drawn = [
+        answer(load(call, spin_folder, spin_folder / f"{name}.safetensors", model=model))
+        for name in ("header", "tensor")
+    ]
+    assert torch.equal(*drawn) and not torch.equal(drawn[0], answer(model))
 
 
 def test_lora_needs_its_own_base(call, play, spin_folder):
@@ -626,6 +700,26 @@ def test_saving_says_what_is_missing(call):
         call("SPINSave", filename_prefix="x", format="diffusers folder", model=tiny("flux"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("V_PREDICTION", {}),
+        ("V_PREDICTION", {"zsnr": True}),
+        ("V_PREDICTION_EDM", {"sigma_max": 100.0, "sigma_min": 0.01}),
+    ],
+)
+def test_a_saved_sdxl_says_what_it_predicts(call, kind, settings):
+    """As the host's own files do; a diffusers folder has no place for it."""
+    model, kind = tiny("sdxl"), comfy.model_base.ModelType[kind]
+    model.model.model_type, model.model.model_config.sampling_settings = kind, settings
+    model.model.model_sampling = comfy.model_base.model_sampling(model.model.model_config, kind)
+    path = call("SPINSave", filename_prefix="v", format="native U-Net", model=model)[0]
+    read = comfy.supported_models.SDXL({})
+    assert read.model_type(load_file(path)) == kind and read.sampling_settings == pytest.approx(settings)
+    with pytest.raises(ValueError, match="Choose native U-Net"):
+        call("SPINSave", filename_prefix="v", format="diffusers folder", model=model)
+
+
 def test_a_file_that_is_no_model_is_named(call, spin_folder):
     spin_folder.mkdir(parents=True)
     save_file({"x": torch.zeros(1)}, spin_folder / "odd.safetensors")
@@ -642,13 +736,35 @@ def test_a_sharded_model_is_loaded_whole_or_not_at_all(call, spin_folder):
     shards = [path.with_name(f"unet-{n:05}-of-00002.safetensors") for n in (1, 2)]
     for shard, part in zip(shards, (names[::2], names[1::2]), strict=True):
         save_file({name: whole[name] for name in part}, shard)
-    together = load_state(shards[0])
+    together, _ = load_state(shards[0])
     assert together.keys() == whole.keys() and all(torch.equal(together[name], whole[name]) for name in whole)
     offered = [name for name in checkpoint_names() if "unet-" in name]
     assert offered == [f"spin: {shards[0].name}"]
     shards[1].unlink()
     with pytest.raises(ValueError, match=r"is one of 2; unet-00002-of-00002.safetensors are missing"):
         load(call, spin_folder, shards[0])
+
+
+def test_a_quantised_file_keeps_its_scales(call, spin_folder):
+    """What scales a weight is a tensor, and that it is scaled stands in the file's header: without it weights came out 448 / max too large."""
+    with torch.inference_mode():
+        plain = transformer("Flux.1", hidden_size=128, num_heads=1, axes_dim=[16, 56, 56], mlp_ratio=4.0)
+        state = {name: weight.clone() for name, weight in plain.model.diffusion_model.state_dict().items()}
+        layer = next(name.removesuffix(".weight") for name in state if name.endswith("attn.qkv.weight"))
+        true = state[f"{layer}.weight"].float()
+        state[f"{layer}.weight_scale"] = scale = true.abs().max() / 448
+        state[f"{layer}.weight"] = (true / scale).to(torch.float8_e4m3fn)
+    spin_folder.mkdir(parents=True)
+    how = {"format_version": "1.0", "layers": {layer: {"format": "float8_e4m3fn"}}}
+    save_file(state, spin_folder / "fp8.safetensors", {"_quantization_metadata": json.dumps(how)})
+    loaded = load(call, spin_folder, spin_folder / "fp8.safetensors")
+    recipe, arguments = loaded.cached_patcher_init
+    x = torch.randn(4, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for model in (loaded, recipe(*arguments)):
+            linear = model.model.diffusion_model.get_submodule(layer)
+            found, expected = linear(x).float() - (0 if linear.bias is None else linear.bias.float()), x @ true.T
+            assert (found - expected).norm() < 0.05 * expected.norm()
 
 
 def test_weights_that_are_not_finite_are_named(call, play, spin_folder):
