@@ -37,6 +37,9 @@ TOOLS = [
     "tensorboard",
 ]
 
+# A set-up that was cut while pip was written has the module and no version: that comes last.
+HAS_PIP = "import importlib.metadata, pip; importlib.metadata.version('pip')"
+
 # What torchvision's own _C.so would register: its CUDA build does not load beside a CPU torch, and its import then fails.
 NMS_SCHEMAS = """
 if not _has_ops():
@@ -72,10 +75,10 @@ def works(statement: str) -> bool:
 
 def make_venv() -> None:
     """A torch that the machine already has is used as it is (a GPU machine's build); else the venv gets the CPU build."""
-    if PYTHON.exists():
+    if PYTHON.exists() and works(HAS_PIP):
         return
     words = ["--system-site-packages"] if importlib.util.find_spec("torch") else []
-    run(sys.executable, "-m", "venv", *words, str(VENV))
+    run(sys.executable, "-m", "venv", "--clear", *words, str(VENV))
 
 
 def get_host() -> None:
@@ -157,7 +160,7 @@ def mend_cpu_build() -> None:
 def wanted() -> str:
     """What the set-up was made from: a change of it makes the set-up run again."""
     sources = [Path(__file__), ROOT / "pyproject.toml", ROOT / "requirements.txt", host_folder() / "requirements.txt"]
-    return str(host_folder()) + "".join(sha256(path) for path in sources)
+    return f"{ROOT} {host_folder()} " + "".join(sha256(path) for path in sources)
 
 
 def main() -> None:

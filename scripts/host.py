@@ -6,8 +6,11 @@ and executor, without a server.
 
 import asyncio
 import os
+import signal
 import sys
+import threading
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 from .get_host import HOST_HOME, ROOT, host_folder
@@ -22,7 +25,9 @@ def prepare_base(base: Path = BASE) -> Path:
     (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
     (base / "models").mkdir(exist_ok=True)
     link = base / "custom_nodes" / PACK_NAME
-    if not link.is_symlink():
+    if link.resolve() != ROOT:
+        if link.is_symlink():  # of a checkout that was moved or copied
+            link.unlink()
         link.symlink_to(ROOT, target_is_directory=True)
     return base
 
@@ -52,6 +57,29 @@ def share_the_pack() -> None:
 
     for folder in folder_paths.get_folder_paths("custom_nodes"):
         sys.modules[os.path.join(folder, PACK_NAME).replace(".", "_x_") + ".nodes"] = vico_spin.nodes
+
+
+@contextmanager
+def stopping_at_ctrl_c():
+    """Ctrl+C stops the running node at its next step, as the browser's button does; a second one stops at once.
+
+    asyncio would cancel its task instead, which a node does not notice: it would run to its end and lose what it made.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    from comfy.model_management import interrupt_current_processing
+
+    def stop(number, frame):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupt_current_processing()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Server:
@@ -99,7 +127,8 @@ class Host:
 
     def run(self, prompt: dict) -> dict:
         """Runs an API-format prompt; returns {node id: its ui output}. RuntimeError with the host's own message if it fails."""
-        return asyncio.run(self._run(prompt))
+        with stopping_at_ctrl_c():
+            return asyncio.run(self._run(prompt))
 
     def call(self, node_id: str, **inputs) -> tuple:
         """One node's results, under inference mode as in the executor."""
@@ -121,9 +150,9 @@ class Host:
             raise RuntimeError(describe_invalid(error, node_errors))
         await self.executor.execute_async(prompt, prompt_id, {"client_id": self.server.client_id}, outputs)
         if not self.executor.success:
-            event, data = next(m for m in reversed(self.executor.status_messages) if m[0].startswith("execution_"))
+            _, data = next(m for m in reversed(self.executor.status_messages) if m[0].startswith("execution_"))
             where = f"{data.get('node_type')} (node {data.get('node_id')})"
-            raise RuntimeError(f"{where}: {data.get('exception_message', event).strip()}")
+            raise RuntimeError(f"{where}: {data.get('exception_message', 'stopped before its end').strip()}")
         return self.executor.history_result["outputs"]
 
 

@@ -16,6 +16,7 @@ def to_api(workflow: dict) -> dict:
     """The browser's workflow JSON → the API's {node id: {class_type, inputs}}. An API-form file passes as it is.
 
     As in the browser: muted nodes are left out, bypassed ones hand on what they are given, subgraphs are laid open.
+    Texts are sent as they stand: the browser would draw from {a|b}, leave out comments and fill %date:…% in a save's name.
     """
     if "nodes" not in workflow:
         return workflow

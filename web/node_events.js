@@ -11,7 +11,7 @@ export function nodeOf(id) {
   return graph?.getNodeById(Number(path.at(-1)));
 }
 
-/** Calls take(output) of the object that belongs to a node of these types, whenever the node has run. */
+/** Calls take(output) of the object that belongs to a node of these types, whenever the node has run; clear(), when it is gone. */
 export function onNodes(name, types, create) {
   app.registerExtension({
     name: `vico-spin.${name}`,
@@ -23,6 +23,11 @@ export function onNodes(name, types, create) {
         before?.apply(this, arguments);
         if (output) own.take(output);
       };
+      const removed = node.onRemoved;
+      node.onRemoved = function () {
+        removed?.apply(this, arguments);
+        own.clear?.();
+      };
     },
   });
 }
@@ -31,7 +36,8 @@ export function onNodes(name, types, create) {
 export function addBox(node, name, height) {
   const box = document.createElement("div");
   box.style.cssText = "position:relative;width:100%;overflow:hidden;color:var(--input-text);font-size:12px;user-select:none";
-  node.addDOMWidget(name, `vico_spin_${name}`, box, { getMinHeight: height, serialize: false, hideOnZoom: false });
+  const options = { getMinHeight: height, serialize: false, hideOnZoom: false };
+  node.addDOMWidget(name, `vico_spin_${name}`, box, options).serialize = false; // in the prompt, and in the file
   return box;
 }
 
@@ -41,11 +47,14 @@ export function fit(node) {
   node.setDirtyCanvas(true, true);
 }
 
-/** Hands the pictures of running nodes to take(node, blob). Where that returns true, the host does not show them a second time. */
+/**
+ * Hands the pictures of running nodes to take(node, blob). Where that returns true, the host does not show them a second time;
+ * those of a node inside a closed subgraph it does, on the subgraph's node.
+ */
 export function takePreviews(take) {
   api.addEventListener("b_preview_with_metadata", (event) => {
     const node = nodeOf(event.detail.displayNodeId ?? event.detail.nodeId);
-    if (node && take(node, event.detail.blob)) event.stopImmediatePropagation();
+    if (node && take(node, event.detail.blob) && node.graph === app.canvas.graph) event.stopImmediatePropagation();
   });
 }
 

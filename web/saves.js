@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 import { nodeOf, view } from "./node_events.js";
 
 const WRITERS = ["ViCoTrain", "ViCoSaveConcept", "SPINTrain", "SPINTrainBaseline", "SPINSave", "SPINVote"];
+const OPENED = ["ViCoSaveConcept", "SPINSave", "ScoreReport"]; // another workflow's node may bear the id of one that ran
 const BUTTON = "vico-spin written";
 let renew = false; // whether a writer has run since the lists were read
 
@@ -20,6 +21,7 @@ async function open(file) {
 function link(node, file) {
   let button = node.widgets?.find((widget) => widget.name === BUTTON);
   button ??= node.addWidget("button", BUTTON, null, () => open(button.file), { serialize: false });
+  button.serialize = false; // the option keeps it out of the prompt alone; a value in the file would shift the others
   button.label = `open ${file.filename}`;
   button.file = file;
   node.setDirtyCanvas(true);
@@ -38,7 +40,7 @@ app.registerExtension({
       api.addEventListener(end, renewLists);
     api.addEventListener("executed", ({ detail }) => {
       const [node, file] = [nodeOf(detail.display_node ?? detail.node), detail.output?.written?.[0]];
-      if (node && file) link(node, file);
+      if (OPENED.includes(node?.type) && file) link(node, file);
     });
   },
 });

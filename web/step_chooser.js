@@ -33,6 +33,7 @@ class StepChooser {
   }
 
   take({ steps_to_choose, grid }) {
+    if (!steps_to_choose) return;
     this.rows = steps_to_choose;
     this.picture.src = view(grid[0]);
     this.frame.replaceChildren(this.picture, this.mark);

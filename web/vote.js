@@ -55,7 +55,7 @@ class Vote {
   }
 
   get voter() {
-    return this.widget("voter").value.trim();
+    return this.widget("voter").value.trim().split(/\s+/).join(" "); // as it is read from a line
   }
 
   get lines() {
@@ -117,10 +117,12 @@ class Vote {
   }
 
   press(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // the host's shortcuts
     const side = KEYS[event.key];
     if (!side && event.key !== "u") return;
     event.preventDefault();
     event.stopPropagation();
+    if (event.repeat) return; // a key that is held is one vote
     side ? this.vote(side) : this.undo();
   }
 }

@@ -156,6 +156,88 @@ def test_votes_by_keys_live_through_a_reload_and_become_a_win_rate(open_page, vu
     assert page.errors == []
 
 
+def test_a_held_key_or_a_shortcut_is_no_vote_and_a_name_may_have_two_spaces(open_page):
+    page = open_page(False)
+    page.page.evaluate("""() => {
+        app.graph.clear();
+        const vote = LiteGraph.createNode('SPINVote'), pairs = [1, 2, 3].map(
+            i => ({id: `pair${i}`, prompt: '', first: {filename: 'a.png'}, second: {filename: 'b.png'}}));
+        app.graph.add(vote);
+        vote.widgets.find(w => w.name === 'voter').value = 'Ann  Lee';
+        vote.onExecuted({pairs});
+        window.press = more => vote.widgets.find(w => w.name === 'vote').element.dispatchEvent(
+            new KeyboardEvent('keydown', {key: '1', ...more}));
+        ['repeat', 'ctrlKey', 'metaKey', 'altKey'].forEach(held => press({[held]: true}));
+    }""")
+    assert page.page.evaluate(VOTES) == ""
+    page.page.evaluate("press({}); press({})")
+    assert len({line.split()[0] for line in page.page.evaluate(VOTES).splitlines()}) == 2, "each pair once"
+    page.page.evaluate("press({key: 'u'})")
+    assert len(page.page.evaluate(VOTES).splitlines()) == 1
+
+
+@RENDERERS
+def test_what_stands_on_a_node_after_a_run_is_not_saved_and_shifts_no_value(open_page, vue):
+    page = open_page(vue)
+    types = ["ScoreReport", "SPINSave", "ViCoSaveConcept", "SPINVote", "SPINTrain", "ViCoTrain", "ScoreCompareModels"]
+    values = """() => app.graph.nodes.map(n => Object.fromEntries(n.widgets
+        .filter(w => w.options?.serialize !== false && !w.name.startsWith('$$')).map(w => [w.name, w.value])))"""
+    page.page.evaluate(
+        """types => {
+            app.graph.clear();
+            types.forEach(type => {
+                const node = LiteGraph.createNode(type);
+                app.graph.add(node);
+                const output = {written: [{filename: 'page.html', subfolder: '', type: 'output'}]};
+                app.api.dispatchCustomEvent('executed', {node: String(node.id), output});
+            });
+        }""",
+        types,
+    )
+    before = page.page.evaluate(values)
+    buttons = "app.graph.nodes.filter(n => n.widgets.some(w => w.label === 'open page.html')).map(n => n.type)"
+    assert page.page.evaluate(buttons) == types[:3], "another workflow's node of that id gets none"
+    counts = page.page.evaluate("app.graph.serialize().nodes.map(n => n.widgets_values.length)")
+    assert counts == [len(widgets) for widgets in before]
+    page.page.evaluate("app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())))")
+    assert page.page.evaluate(values) == before and page.errors == []
+
+
+def test_a_preview_inside_a_closed_subgraph_is_the_hosts_too(open_page):
+    """And its memory is given back when the node goes: of the two previews, one came while the subgraph was open."""
+    page = open_page(False)
+    page.open(ROOT / "subgraphs" / "Train and save a concept.json")
+    page.page.evaluate("""() => {
+        window.outer = app.graph.nodes.find(n => n.subgraph);
+        window.train = outer.subgraph.nodes.find(n => n.type === 'ViCoTrain');
+        window.hosts = window.revoked = 0;
+        app.api.addEventListener('b_preview_with_metadata', () => hosts++);
+        const id = `${outer.id}:${train.id}`, blob = new Blob(['']);
+        window.preview = () => app.api.dispatchCustomEvent(
+            'b_preview_with_metadata', {blob, nodeId: id, displayNodeId: id, parentNodeId: id, realNodeId: id, jobId: 'a'});
+        preview();
+    }""")
+    assert page.page.evaluate("[hosts, train.vicoSpinPanel.previews.length]") == [1, 1]
+    page.page.evaluate("app.canvas.openSubgraph(outer.subgraph, outer)")
+    page.page.evaluate("preview()")
+    assert page.page.evaluate("[hosts, train.vicoSpinPanel.previews.length]") == [1, 2]
+    page.page.evaluate("""() => {
+        const revoke = URL.revokeObjectURL;
+        URL.revokeObjectURL = address => { revoke.call(URL, address); revoked++ };
+        app.canvas.graph.remove(train);
+    }""")
+    assert page.page.evaluate("[revoked, train.vicoSpinPanel.previews.length]") == [2, 0] and page.errors == []
+
+
+def test_another_workflows_output_leaves_the_rows_as_they_are(open_page):
+    page = open_page(False)
+    page.page.evaluate("app.graph.clear(); app.graph.add(LiteGraph.createNode('ViCoCheckpointGrid'))")
+    js = (
+        "app.api.dispatchCustomEvent('executed', {node: String(GRID.id), output: {images: []}}); GRID.vicoSpinRows.rows"
+    )
+    assert page.page.evaluate(js.replace("GRID", GRID)) == [] and page.errors == []
+
+
 @RENDERERS
 def test_compare_models_has_a_slider_over_its_pictures(open_page, vue):
     page = open_page(vue)

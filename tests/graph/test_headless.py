@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,28 @@ def test_a_node_that_fails_is_named_with_its_number_and_its_reason(host):
     }
     with pytest.raises(RuntimeError, match=r"ViCoReference \(node 3\): Use a picture of 32 pixels"):
         host.run(prompt)
+
+
+class PressedOnce:
+    """A node that is told to stop by Ctrl+C while it works, and looks at its next step whether it was."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE = (), "work", True
+
+    def work(self):
+        from comfy.model_management import throw_exception_if_processing_interrupted
+
+        signal.raise_signal(signal.SIGINT)
+        throw_exception_if_processing_interrupted()
+        raise AssertionError("it went on")
+
+
+def test_ctrl_c_stops_the_running_node_at_its_next_step(host, monkeypatch):
+    monkeypatch.setitem(host.node_classes, "PressedOnce", PressedOnce)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is told to ignore it
+    try:
+        with pytest.raises(RuntimeError, match=r"PressedOnce \(node 1\): stopped before its end"):
+            host.run({"1": {"class_type": "PressedOnce", "inputs": {}}})
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -5,11 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
 
+from vico_spin.scripts import get_host
 from vico_spin.scripts.get_host import host_folder
+from vico_spin.scripts.host import PACK_NAME, prepare_base
 from vico_spin.tests.core.test_published_archive import ROOT, published
 
 IMPOSTORS = ["scores", "train_core", "vico_core", "spin_core", "sprite_world", "utils", "nodes"]
@@ -70,3 +73,24 @@ def test_nothing_of_ours_is_on_the_path_or_importable_by_its_bare_name(started):
     found = {name: origin for name, origin in told["where"].items() if origin}
     assert all("impostors" in origin for origin in found.values()), found
     assert "scripts" not in found
+
+
+def test_a_set_up_that_was_cut_before_its_pip_goes_on(tmp_path, monkeypatch):
+    venv.create(tmp_path / "venv", with_pip=False)
+    monkeypatch.setattr(get_host, "VENV", tmp_path / "venv")
+    monkeypatch.setattr(get_host, "PYTHON", tmp_path / "venv" / "bin" / "python")
+    assert not get_host.works("import pip")
+    get_host.make_venv()
+    assert get_host.works("import pip")
+    made = get_host.PYTHON.lstat().st_mtime_ns
+    get_host.make_venv()
+    assert get_host.PYTHON.lstat().st_mtime_ns == made, "a whole one is kept"
+
+
+def test_a_copied_checkout_runs_its_own_code(tmp_path):
+    """The copy's base folder still links to the checkout that it was copied from."""
+    link = prepare_base(tmp_path) / "custom_nodes" / PACK_NAME
+    link.unlink()
+    link.symlink_to(tmp_path / "another checkout")
+    prepare_base(tmp_path)
+    assert link.resolve() == ROOT
