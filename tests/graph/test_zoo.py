@@ -40,14 +40,14 @@ READ = {
 LEFT_OUT = {
     "left out, no caption (a .txt of the same name): 1 (alone.png)",
     "left out, a link that leads out of the folder: 2 (loop.png, out.png)",
-    'left out, Save the file as UTF-8. "binary.txt" is no text.: 1 (binary.png)',
-    'left out, Write the file as plain JSON. "deep.json" cannot be read: it nests too deep.: 1 (deep.png)',
+    "left out, its caption is no text: 1 (binary.png)",
+    "left out, its caption cannot be read: it nests too deep: 1 (deep.png)",
     "left out, does not decode (it is none of PNG, JPEG, MPO, WEBP, BMP, TIFF, GIF, AVIF): 2 (empty.png, script.png)",
     "left out, has 8000 x 8000 pixels; at most 50,000,000 are read. Make it smaller: 1 (bomb.png)",
     "left out, has values that are no brightness (nan to nan): 1 (nan.tif)",
     "left out, is no ordinary file: 1 (pipe.png)",
     "other files, left alone: 1 .mp4, 1 no ending",
-    '"20240115_day" is read once: 20240115 is no number of repeats (at most 1000)',
+    '"20240115_day" is read once: 20240115 is no number of repeats (1 to 1000)',
 }
 READ |= {"20240115_day/day.png": "of a day"}
 
