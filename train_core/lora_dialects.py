@@ -128,7 +128,7 @@ def with_alphas(state: dict[str, Tensor], settings: dict, name: str) -> dict[str
             continue
         if not isinstance(alpha, int | float):
             raise ValueError(f'Save or download the LoRA again.\nThe alpha that comes with "{name}" is no number.')
-        root = len(tensor) ** 0.5 if own.get("use_rslora") else 1  # alpha / √rank instead of alpha / rank
+        root = len(tensor) ** 0.5 if own.get("use_rslora") else 1  # alpha / sqrt(rank) instead of alpha / rank
         alphas[f"{layer}.alpha"] = torch.tensor(float(alpha * root))
     return state | alphas
 
