@@ -184,16 +184,17 @@ OF_PAIRS = ("low_memory", "margin_clamp", "safeguard", "sft_weight")
 def check_idle(settings: TrainSettings, flags: set[str]) -> None:
     """ValueError for a flag that would do nothing. Lines of a settings file, which may be for several methods, are let be."""
     stepwise = settings.loss in ("pair", "seppo") and settings.method != "kto"
-    idle = {
-        "--train lora": settings.train != "lora" and ("rank", "lora_layers"),
-        "--method spin": settings.method != "spin" and ("rounds",),
-        "a method with pairs": settings.method == "sft" and OF_PAIRS,
-        "pairs that are learnt step by step": not stepwise and ("margin_clamp", "safeguard"),
-        "a loss that is learnt step by step": settings.loss == "trajectory" and ("sft_weight",),
-    }
-    for partner, names in idle.items():
-        if stray := next((name for name in names or () if name in flags), None):
-            raise ValueError(f"--{stray.replace('_', '-')} goes with {partner} alone: leave it out")
+    idle = [
+        (settings.train != "lora", ("rank", "lora_layers"), "--train lora"),
+        (settings.method != "spin", ("rounds",), "--method spin"),
+        (settings.method == "sft", OF_PAIRS, "a method with pairs"),
+        (not stepwise, ("margin_clamp", "safeguard"), "pairs that are learnt step by step"),
+        (settings.loss == "trajectory", ("sft_weight",), "a loss that is learnt step by step"),
+    ]
+    for is_idle, names, partner in idle:
+        stray = [name for name in names if name in flags]
+        if is_idle and stray:
+            raise ValueError(f"--{stray[0].replace('_', '-')} goes with {partner} alone: leave it out")
 
 
 class GenerateSettings(ModelSettings):

@@ -47,6 +47,8 @@ PLAIN_PARTS = {
 PREFIXES = ("base_model_model_", "lora_unet_", "lycoris_", "diffusion_model_", "model_", "unet_", "transformer_")
 # bundle_emb: words that were learnt beside a LoRA
 TEXT_ENCODERS = ("lora_te", "text_encoder", "te_", "te1_", "te2_", "bundle_emb.")
+# Names of layers, whole or from their end, with ".*" in them: a stranger's own expression could run for ever.
+ALPHA_PATTERN = re.compile(r"\^?(?:[\w.-]|\\\.)*(?:\.\*(?:[\w.-]|\\\.)*){0,3}\$?")
 PEFT_PREFIXES = re.compile(r"^(?:unet\.|transformer\.|base_model\.model\.)+")
 
 
@@ -123,7 +125,7 @@ def with_alphas(state: dict[str, Tensor], settings: dict, name: str) -> dict[str
         own = {setting.removeprefix(f"{layer.partition('.')[0]}."): value for setting, value in settings.items()}
         if own.get("use_dora") or own.get("peft_type", "LORA") != "LORA":
             raise ValueError(f'Take a plain LoRA.\n"{name}" is of another kind, by the settings that come with it.')
-        alpha = alpha_of(PEFT_PREFIXES.sub("", layer), own)
+        alpha = alpha_of(PEFT_PREFIXES.sub("", layer), own, name)
         if alpha is None or not match["part"].startswith(".lora_A") or f"{layer}.alpha" in state:
             continue
         if not isinstance(alpha, int | float):
@@ -133,9 +135,15 @@ def with_alphas(state: dict[str, Tensor], settings: dict, name: str) -> dict[str
     return state | alphas
 
 
-def alpha_of(layer: str, settings: dict) -> float | None:
-    """The layer's own alpha, or that of all, as peft looks it up; None where none is noted."""
-    for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
+def alpha_of(layer: str, settings: dict, name: str) -> float | None:
+    """The layer's own alpha, or that of all, as peft looks it up; None where none is noted. name: of the file, for errors.
+
+    Raises: ValueError for a pattern that is not as peft's are.
+    """
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(map(ALPHA_PATTERN.fullmatch, patterns)):
+        raise ValueError(f'Save or download the LoRA again.\nThe alphas that come with "{name}" name no layers.')
+    for pattern, alpha in patterns.items():
         if re.match(rf"(?:.*\.)?(?:{pattern})$", layer):
             return alpha
     return settings.get("lora_alpha")

@@ -112,13 +112,13 @@ def make_corpus(
     dataset,
     asked: TrainingRun,
     report: Report,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Corpus:
     """All pictures and captions encoded, so that neither encoder moves the model while it is trained. say: what is done."""
 
     def on_done(done: int, what: str) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if say is not None and done % TOLD_EVERY == 1:
+        if done % TOLD_EVERY == 1:
             say(f"Encoding {what} {done}.")
 
     corpus = encode_dataset(

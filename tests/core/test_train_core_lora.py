@@ -174,7 +174,18 @@ def test_an_alpha_among_the_tensors_goes_before_the_settings():
     assert with_alphas(state, {"unet.lora_alpha": 2}, "x") == state
 
 
-@pytest.mark.parametrize("settings", [{"unet.use_dora": True}, {"peft_type": "LOHA"}, {"lora_alpha": "2"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"unet.use_dora": True},
+        {"peft_type": "LOHA"},
+        {"lora_alpha": "2"},
+        {"alpha_pattern": ["to_q"]},
+        {"alpha_pattern": {"to_q[": 2}},
+        {"alpha_pattern": {"(a+)+b": 2}},
+    ],
+    ids=str,
+)
 def test_settings_that_are_not_a_plain_loras_are_refused(settings):
     with pytest.raises(ValueError, match=r'LoRA.*\n.*"x"'):
         with_alphas(of_peft(), settings, "x")
